@@ -1,0 +1,101 @@
+"""Recovery points: the manifest that is written last and makes a backup exist."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+from workers.contract.machines import Value
+
+
+class Consistency(StrEnum):
+    """What a point is worth; ordered crash < filesystem < application."""
+
+    CRASH = "crash"
+    FILESYSTEM = "filesystem"
+    APPLICATION = "application"
+
+    @property
+    def rank(self) -> int:
+        return list(Consistency).index(self)
+
+
+class Mode(StrEnum):
+    FULL = "full"
+    INCREMENTAL = "incremental"
+
+
+class Bottleneck(StrEnum):
+    """What a transfer waited for most."""
+
+    READ = "read"
+    CPU = "cpu"
+    WRITE = "write"
+
+
+class Figures(Value):
+    """What a transfer measured; bytes and seconds."""
+
+    read_bytes: int = 0
+    """Read from the hypervisor, the audit's sample included."""
+    new_bytes: int = 0
+    """Of the read bytes, those whose block the vault did not know."""
+    stored_bytes: int = 0
+    """Written to packs, after compression and sealing, map pages included."""
+    metadata_bytes: int = 0
+    """Of the stored bytes, those of map pages."""
+    seconds: float = 0.0
+    bottleneck: Bottleneck | None = None
+
+
+class DiskPoint(Value):
+    """One disk of a point: enough to restore it byte for byte."""
+
+    target: str
+    source: str
+    format: str
+    identity: str
+    capacity: int
+    block_size: int
+    root: str
+    """Id of the block map's root, 64 hex digits."""
+    mode: Mode
+    reason: str
+    """Why full or incremental, in words for people."""
+    checkpoint: str | None
+    """Checkpoint whose bitmap holds every change of this disk since this map, or earlier (invariant 2)."""
+    options: dict[str, str] = {}
+    figures: Figures = Figures()
+
+
+class NotIncluded(Value):
+    target: str
+    reason: str
+
+
+class Point(Value):
+    """The manifest of a recovery point."""
+
+    schema_version: int = 1
+    id: str
+    """32 hex digits, random."""
+    job: str
+    machine: MachineRef
+    time: datetime
+    """The moment of the snapshot, UTC."""
+    definition: str
+    """Domain XML of the machine."""
+    nvram: bytes | None = None
+    """Content of the UEFI variable store, if the machine has one. JSON: base64."""
+    disks: list[DiskPoint]
+    not_included: list[NotIncluded] = []
+    checkpoint_xml: str | None = None
+    """To redefine the checkpoint where the hypervisor lost it."""
+    consistency: Consistency
+    consistency_goal: Consistency
+    consistency_reason: str
+    frozen_ms: int | None = None
+    """From the freeze's reply to the thaw's; None if nothing was frozen."""
+    alerts: list[str] = []
+
+    model_config = {"frozen": True, "extra": "forbid", "ser_json_bytes": "base64", "val_json_bytes": "base64"}

@@ -1,0 +1,208 @@
+"""The seams: what the moves (snapshot, transfer, restore) need of the parts.
+
+Each has one contract suite in `tests/contracts/` that every implementation passes. Optional abilities are data
+(`Features`), never `hasattr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from workers.contract.extents import Extent
+from workers.contract.machines import BitmapState, Inventory, Leftovers, MachineSummary
+from workers.contract.points import Mode
+
+
+# --- hypervisors -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a hypervisor can do."""
+
+    version: str
+    """Of the remote side, for people."""
+    backup: bool
+    """Pull-mode backup with checkpoints."""
+    local: bool
+    """Its files and unix sockets are reachable as local paths."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRequest:
+    """One disk of a backup to begin. `scratch` exists already, qcow2, of the disk's exact capacity."""
+
+    target: str
+    mode: Mode
+    base: str | None
+    """Checkpoint to read changes since; None when full."""
+    scratch: Path
+    tracks_changes: bool
+    """Include it in the new checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRequest:
+    """One pull-mode backup across all `disks`, in one transaction (one point in time)."""
+
+    name: str
+    """`sf-<job>`: in checkpoint, socket and scratch names, so that ownership can be proved (invariant 4)."""
+    disks: list[DiskRequest]
+    excluded: list[str] = field(default_factory=list)
+    """Targets that take no part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Where one disk of a snapshot can be read over NBD."""
+
+    target: str
+    socket: str
+    name: str
+    """NBD export name."""
+    bitmap: str | None
+    """Full name of the meta context with the changes since the base (`qemu:dirty-bitmap:…`), if incremental."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    exports: list[Export]
+    checkpoint_xml: str | None
+
+
+class GuestChannel(Protocol):
+    """A way into one guest. Raises GuestError; every call returns within the channel's time limit."""
+
+    def ping(self) -> bool: ...
+    def freeze(self) -> int:
+        """Freeze all file systems; the number frozen. After an error the guest may be frozen all the same: thaw."""
+        ...
+
+    def thaw(self) -> int:
+        """Thaw what is frozen; the number thawed. Allowed at any time, by anybody (invariant 4)."""
+        ...
+
+    def frozen(self) -> bool: ...
+
+
+class Hypervisor(Protocol):
+    """A host that runs machines. Raises HypervisorError and its kinds; NotFound for an unknown UUID."""
+
+    features: Features
+
+    def machines(self) -> list[MachineSummary]: ...
+
+    def inventory(self, uuid: str, *, base: str | None = None, base_xml: str | None = None) -> Inventory:
+        """The machine now. With `base`, each disk's `bitmap` says whether that checkpoint can serve as its base:
+        the checkpoint is redefined from `base_xml` where libvirt lost it, and validated (a machine that is off is
+        judged by its images)."""
+        ...
+
+    def nvram(self, inventory: Inventory) -> bytes | None: ...
+
+    def guest(self, uuid: str) -> GuestChannel: ...
+
+    def begin_backup(self, uuid: str, request: BackupRequest) -> Begun:
+        """Raises CheckpointUnusable(target) when a disk's base turns out to be unusable; nothing is left then."""
+        ...
+
+    def end_backup(self, uuid: str, name: str) -> bool:
+        """End our backup job `name` and wait until it is gone. False: no such job runs (another's is not touched)."""
+        ...
+
+    def backup_running(self, uuid: str, name: str) -> bool: ...
+
+    def checkpoint_bitmap(self, uuid: str, name: str) -> BitmapState:
+        """Whether the checkpoint is defined (VALID) or not (MISSING)."""
+        ...
+
+    def delete_checkpoint(self, uuid: str, name: str) -> None:
+        """Delete bitmap and metadata, or metadata only where the bitmap is gone. Absent already: no error."""
+        ...
+
+    def leftovers(self, uuid: str) -> Leftovers: ...
+
+    def define(self, definition: str, nvram: bytes | None, *, start: bool) -> None: ...
+
+    def undefine(self, uuid: str) -> None:
+        """Stop (hard) and forget a machine; its disks stay. Absent: no error."""
+        ...
+
+    def close(self) -> None: ...
+
+
+# --- disks -----------------------------------------------------------------------------------------------------
+
+
+class BlockSource(Protocol):
+    """A disk to be read, frozen at one moment."""
+
+    size: int
+
+    def extents(self) -> Iterator[Extent]:
+        """Tile `[0, size)` in order, streaming. Without change tracking nothing is UNCHANGED."""
+        ...
+
+    def read(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+        """Read `(offset, length)` ranges over a connection of this call's own, some in flight at a time, and yield
+        `(offset, bytes)` in any order. A yielded view is valid until the next step of the iterator. `ranges` may be
+        shared between threads if it is itself thread-safe."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class BlockTarget(Protocol):
+    """A disk to be written, all zero at first."""
+
+    size: int
+
+    def write(self, pieces: Iterable[tuple[int, bytes]]) -> None:
+        """Write `(offset, bytes)` pieces over a connection of this call's own, and flush."""
+        ...
+
+    def close(self) -> None: ...
+
+
+# --- stores ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    name: str
+    size: int
+
+
+class Store(Protocol):
+    """Named immutable objects (`points/…`, `packs/…`). Names are `/`-joined words of [a-z0-9._-].
+
+    Raises ObjectMissing, VaultMissing, NoSpace, VaultError."""
+
+    def put(self, name: str, data: bytes) -> bool:
+        """Create durably and exclusively, whole or not at all; False if the name is taken."""
+        ...
+
+    def put_file(self, name: str, path: Path) -> bool:
+        """The same from a local file, which is consumed (moved where possible)."""
+        ...
+
+    def staging(self) -> Path:
+        """A local folder to build files for `put_file` in, on the same file system where that helps."""
+        ...
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Exactly the asked bytes; Corrupt if the object is shorter."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]: ...
+
+    def delete(self, name: str) -> None:
+        """Absent already: no error."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Space left, or None where that is unknowable."""
+        ...
