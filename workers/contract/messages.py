@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from workers.contract.errors import ErrorInfo
 from workers.contract.machines import Inventory, MachineRef, Value
-from workers.contract.points import Bottleneck, Consistency, DiskPoint, Mode, NotIncluded, Point
+from workers.contract.points import Bottleneck, Consistency, DiskPoint, Mode, Point
 
 
 def sf_name(job: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
-from workers.contract.machines import Value
+from workers.contract.machines import MachineRef, Value
 
 
 class Consistency(StrEnum):

@@ -15,7 +15,6 @@ from workers.contract.extents import Extent
 from workers.contract.machines import BitmapState, Inventory, Leftovers, MachineSummary
 from workers.contract.points import Mode
 
-
 # --- hypervisors -----------------------------------------------------------------------------------------------
 
 
