@@ -141,8 +141,8 @@ class BlockSource(Protocol):
 
     size: int
 
-    def extents(self) -> Iterator[Extent]:
-        """Tile `[0, size)` in order, streaming. Without change tracking nothing is UNCHANGED."""
+    def extents(self, *, trust_changes: bool = True) -> Iterator[Extent]:
+        """Tile `[0, size)` in order, streaming. Nothing is UNCHANGED where changes are not tracked, or not trusted."""
         ...
 
     def read(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
