@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from workers.contract.errors import ErrorInfo
-from workers.contract.machines import Inventory, MachineRef, Value
+from workers.contract.machines import Disk, Inventory, MachineRef, Value
 from workers.contract.points import Bottleneck, Consistency, DiskPoint, Mode, Point
 
 
@@ -106,6 +106,8 @@ class TransferDisk(Value):
     machine: MachineRef
     vault: str
     plan: DiskPlan
+    disk: Disk
+    """As the inventory found it: source, format, identity and options go into the event's `DiskPoint`."""
     export: ExportInfo
     online: bool
 
@@ -252,6 +254,7 @@ class BaseRefused(Value):
 class DiskTransferred(Value):
     kind: Literal["disk_transferred"] = "disk_transferred"
     disk: DiskPoint
+    """`checkpoint` is None here: which one tracks this disk from now on is decided at the commit."""
     alert: str = ""
     """Not empty: change tracking was found wrong, and the disk was read in full."""
 
