@@ -71,6 +71,8 @@ class Inventory(Value):
     definition: str
     """The inactive domain XML, secrets included: enough to define the machine again."""
     nvram_path: str | None = None
+    orderly_off: bool = False
+    """Off because the guest shut itself down, as far as the hypervisor remembers."""
     agent: bool = False
     """A guest agent answered."""
     foreign_job: str = ""

@@ -151,6 +151,9 @@ class RestoreDisk(Value):
     path: str
     """On the worker's host; its temporary name is `<path>.sf-<job>` until it is whole."""
     format: Literal["qcow2", "raw"]
+    standalone: bool
+    """True: the file is all that is wanted. False: a machine will be defined on it; until then the temporary name
+    stays as a second link, the proof that the file is this job's and may be discarded."""
 
 
 class DefineMachine(Value):

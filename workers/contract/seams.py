@@ -6,7 +6,7 @@ Each has one contract suite in `tests/contracts/` that every implementation pass
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -75,7 +75,10 @@ class Begun:
 class GuestChannel(Protocol):
     """A way into one guest. Raises GuestError; every call returns within the channel's time limit."""
 
-    def ping(self) -> bool: ...
+    def ping(self) -> bool:
+        """Whether somebody answers; never raises GuestError."""
+        ...
+
     def freeze(self) -> int:
         """Freeze all file systems; the number frozen. After an error the guest may be frozen all the same: thaw."""
         ...
@@ -102,7 +105,10 @@ class Hypervisor(Protocol):
 
     def nvram(self, inventory: Inventory) -> bytes | None: ...
 
-    def guest(self, uuid: str) -> GuestChannel: ...
+    def agent_command(self, uuid: str) -> Callable[[str, float], str]:
+        """A function that sends one JSON command to the guest agent and returns its JSON reply within that many
+        seconds; `guests.agent.AgentChannel` makes a GuestChannel of it. Raises GuestError."""
+        ...
 
     def begin_backup(self, uuid: str, request: BackupRequest) -> Begun:
         """Raises CheckpointUnusable(target) when a disk's base turns out to be unusable; nothing is left then."""
@@ -123,6 +129,10 @@ class Hypervisor(Protocol):
         ...
 
     def leftovers(self, uuid: str) -> Leftovers: ...
+
+    def volume_dir(self, pool: str) -> Path:
+        """Local folder of a storage pool. Raises NotFound, UsageError for a pool that is no folder."""
+        ...
 
     def define(self, definition: str, nvram: bytes | None, *, start: bool) -> None: ...
 

@@ -90,9 +90,9 @@ def _serve(arguments: list[str], socket: Path) -> None:
 
 
 def stop_exports(folder: Path) -> None:
-    """End every qemu-nbd that serves a socket in `folder`, and wait for it. The process's own command line must name
+    """End every qemu-nbd that serves a socket below `folder`, and wait for it. The process's own command line must name
     the folder: a pid that was taken over by another program is left alone (invariant 4)."""
-    for pid_file in sorted(folder.glob("*.pid")):
+    for pid_file in sorted(folder.rglob("*.pid")):
         pid = int(pid_file.read_text().strip() or 0)
         if pid and str(folder) in _command_line(pid):
             handle = os.pidfd_open(pid)

@@ -31,7 +31,9 @@ class RawTarget:
     def write(self, pieces: Iterable[tuple[int, bytes]]) -> None:
         try:
             for offset, data in pieces:
-                os.pwrite(self._file, data, offset)
+                written = 0
+                while written < len(data):
+                    written += os.pwrite(self._file, memoryview(data)[written:], offset + written)
         except OSError as error:
             raise NoSpace(f"cannot write {self._path}: {error.strerror}") from None
 

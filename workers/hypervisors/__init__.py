@@ -1,0 +1,31 @@
+"""Hosts that run machines. libvirt is imported when the first one is opened: `--help` must stay fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from workers.contract.errors import ConfigError
+
+if TYPE_CHECKING:
+    from workers.hypervisors.libvirt_host import LibvirtHypervisor
+
+SCHEMES = ("qemu", "qemu+unix")
+
+
+def open_hypervisor(uri: str, *, name: str = "", runtime_dir: Path | None = None) -> LibvirtHypervisor:
+    """Connect to the hypervisor at libvirt `uri`, known as `name` in the configuration (default: the URI).
+
+    `runtime_dir` is for NBD sockets where libvirt keeps no folder per machine. Raises ConfigError for a URI that
+    cannot be meant, HypervisorUnreachable with libvirt's own words.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in SCHEMES or parts.netloc or parts.path not in ("/system", "/session"):
+        raise ConfigError(
+            f"hypervisor URI {uri!r} is not one of a local libvirt",
+            hint="write qemu:///system; for another host, run a worker there",
+        )
+    from workers.hypervisors.libvirt_host import LibvirtHypervisor
+
+    return LibvirtHypervisor(uri, name=name or uri, runtime_dir=runtime_dir)

@@ -1,0 +1,102 @@
+"""Points and machines in the catalog: what the vaults hold, as far as one must know without opening them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+
+from sqlalchemy import delete, update
+from sqlmodel import Session, col, select
+
+from orchestrator.catalog.schema import MachineRow, PointRow, now
+from workers.contract.machines import MachineRef
+from workers.contract.points import Point
+
+
+def put_point(session: Session, vault: str, point: Point) -> None:
+    """Register a committed point; again is harmless."""
+    bare = point.model_copy(update={"definition": "", "nvram": None})
+    session.merge(
+        PointRow(
+            id=point.id,
+            vault=vault,
+            machine_uuid=point.machine.uuid,
+            machine_name=point.machine.name,
+            time=point.time,
+            has_checkpoint=any(disk.checkpoint for disk in point.disks),
+            doc=bare.model_dump_json(),
+        )
+    )
+    session.flush()
+
+
+def document(row: PointRow) -> Point:
+    """The manifest without definition and NVRAM."""
+    return Point.model_validate_json(row.doc)
+
+
+def newest_base(session: Session, machine_uuid: str, vault: str) -> Point | None:
+    """The newest point some of whose disks have a checkpoint. Not a damaged one: its damage would be inherited."""
+    row = session.exec(
+        select(PointRow)
+        .where(
+            PointRow.machine_uuid == machine_uuid,
+            PointRow.vault == vault,
+            col(PointRow.has_checkpoint),
+            PointRow.damaged == "",
+        )
+        .order_by(col(PointRow.time).desc())
+        .limit(1)
+    ).first()
+    return document(row) if row else None
+
+
+def points_of(
+    session: Session, machines: Collection[str] | None = None, *, vault: str | None = None
+) -> Sequence[PointRow]:
+    """Oldest first; of the machines with those UUIDs, or of all."""
+    query = select(PointRow).order_by(col(PointRow.time), col(PointRow.id))
+    if machines is not None:
+        query = query.where(col(PointRow.machine_uuid).in_(machines))
+    if vault is not None:
+        query = query.where(PointRow.vault == vault)
+    return session.exec(query).all()
+
+
+def machines_named(session: Session, name: str) -> dict[str, str]:
+    """UUID → hypervisor of the machines meant by `name`: a UUID, `hypervisor/name`, or a name. A name means the
+    machines that have it now; if none has, those that once had it."""
+    hypervisor, _, bare = name.rpartition("/")
+    now_so = [row for row in seen_machines(session) if row.uuid == name or row.name == bare]
+    found = {row.uuid: row.hypervisor for row in now_so if hypervisor in ("", row.hypervisor)}
+    if not found:
+        once = session.exec(select(PointRow).where(PointRow.machine_name == name)).all()
+        found = {row.machine_uuid: document(row).machine.hypervisor for row in once}
+    return found
+
+
+def points_with_prefix(session: Session, prefix: str, limit: int = 3) -> Sequence[PointRow]:
+    return session.exec(select(PointRow).where(col(PointRow.id).startswith(prefix, autoescape=True)).limit(limit)).all()
+
+
+def newest_points(session: Session) -> dict[str, PointRow]:
+    """Machine UUID → its newest point."""
+    return {row.machine_uuid: row for row in points_of(session)}
+
+
+def remove_point(session: Session, point_id: str) -> None:
+    session.connection().execute(delete(PointRow).where(col(PointRow.id) == point_id))
+
+
+def mark_damaged(session: Session, point_id: str, damage: str) -> None:
+    """Empty `damage`: a later verify found it whole again."""
+    session.connection().execute(update(PointRow).where(col(PointRow.id) == point_id).values(damaged=damage))
+
+
+def see_machine(session: Session, machine: MachineRef, seen: datetime | None = None) -> None:
+    row = MachineRow(uuid=machine.uuid, hypervisor=machine.hypervisor, name=machine.name, seen=seen or now())
+    session.merge(row)
+
+
+def seen_machines(session: Session) -> Sequence[MachineRow]:
+    return session.exec(select(MachineRow)).all()

@@ -1,0 +1,111 @@
+"""The tables. What a rule needs to query is a column; everything else of a job or point is its document, as JSON.
+
+Points lie here without definition and NVRAM: those may hold secrets, and stay in the vault, encrypted.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import DateTime, Dialect, Index, Text, TypeDecorator, text
+from sqlmodel import Field, SQLModel
+
+HEAD = "0001"
+"""Newest migration; a test holds it against the migrations themselves."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC in Python on every database (SQLite forgets the zone)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        moment: datetime = value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class MachineRow(SQLModel, table=True):
+    """A machine that was seen, so that its points can be named after it is gone."""
+
+    __tablename__: ClassVar[str] = "machine"
+
+    uuid: str = Field(primary_key=True)
+    hypervisor: str
+    name: str = Field(index=True)
+    seen: datetime = Field(sa_type=UtcDateTime)
+
+
+class JobRow(SQLModel, table=True):
+    __tablename__: ClassVar[str] = "job"
+    __table_args__: ClassVar[tuple[Index, ...]] = (
+        Index(
+            "job_one_active_per_lock", "lock", unique=True, sqlite_where=text("active"), postgresql_where=text("active")
+        ),
+        Index(
+            "job_unsettled", "id", sqlite_where=text("active OR leftover"), postgresql_where=text("active OR leftover")
+        ),
+    )
+
+    id: str = Field(primary_key=True)
+    kind: str
+    machine_uuid: str = Field(index=True)
+    machine_name: str
+    hypervisor: str
+    vault: str
+    uses_point: str = Field(default="", index=True)
+    """The point that the job reads: the one it restores, or its base."""
+    lock: str
+    """What the job has for itself while it is active: `machine:<uuid>` or `file:<path>`."""
+    state: str
+    active: bool = True
+    leftover: bool = False
+    version: int = 0
+    """Counts transitions: a writer that read an older one has lost."""
+    owner_host: str
+    owner_boot: str
+    owner_pid: int
+    owner_started: int
+    created: datetime = Field(sa_type=UtcDateTime, index=True)
+    updated: datetime = Field(sa_type=UtcDateTime)
+    doc: str = Field(sa_type=Text)
+
+
+class EventRow(SQLModel, table=True):
+    """Append-only: triggers refuse update and delete."""
+
+    __tablename__: ClassVar[str] = "job_event"
+
+    id: int | None = Field(default=None, primary_key=True)
+    job: str = Field(foreign_key="job.id", index=True)
+    time: datetime = Field(sa_type=UtcDateTime)
+    kind: str
+    text: str = Field(sa_type=Text)
+    effective: bool
+    """False: it came late or twice, and changed nothing."""
+
+
+class PointRow(SQLModel, table=True):
+    __tablename__: ClassVar[str] = "point"
+    __table_args__: ClassVar[tuple[Index, ...]] = (Index("point_by_machine", "machine_uuid", "vault", "time"),)
+
+    id: str = Field(primary_key=True)
+    vault: str
+    machine_uuid: str
+    machine_name: str = Field(index=True)
+    time: datetime = Field(sa_type=UtcDateTime, index=True)
+    has_checkpoint: bool
+    """Some disk refers to a checkpoint: it can be the base of an incremental."""
+    damaged: str = Field(default="", sa_type=Text)
+    """What a verify found; empty: nothing."""
+    doc: str = Field(sa_type=Text)

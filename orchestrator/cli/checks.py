@@ -1,0 +1,241 @@
+"""What `stillframe doctor` looks at: this host, the configuration, catalog, vaults. `check_machines.py` does the rest.
+
+Each check is a generator of findings, so that lines appear as they are found, and one that cannot be made (no
+configuration, no hypervisor) is a finding itself and never the end of the others. Nothing is changed or made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from orchestrator.cli.output import Output, is_terminal, size
+from orchestrator.cli.run import Session
+from workers.contract.errors import ConfigError, StillframeError, VaultMissing, WrongKey
+
+if TYPE_CHECKING:
+    from orchestrator.config import Config
+    from workers.config import VaultConfig
+
+Level = Literal["OK", "WARN", "FAIL"]
+
+_COLOURS = {"OK": "\x1b[32m", "WARN": "\x1b[33m", "FAIL": "\x1b[1;31m"}
+_MIN_QEMU = (4, 2)
+_LOW_SPACE = 1 << 30
+_SOCKET_LIMIT = 107
+_SOCKET_TAIL = len("/sf-0123456789abcdef0123456789abcdef/backup-vda.sock")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding: `mend` is what to do about it."""
+
+    level: Level
+    subject: str
+    detail: str
+    mend: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    def show(self, out: Output) -> None:
+        """As a line, and a second one with the mend."""
+        import sys
+
+        colour = is_terminal(sys.stdout) and "NO_COLOR" not in os.environ
+        level = f"{_COLOURS[self.level]}{self.level:<4}\x1b[0m" if colour else f"{self.level:<4}"
+        out.say(f"{level}  {self.subject}: {self.detail}")
+        if self.mend:
+            out.say(f"      → {self.mend}")
+
+
+def all_checks(session: Session) -> Iterator[Check]:
+    """Everything, in the order in which it is to be mended."""
+    yield from _modules()
+    yield from _programs()
+    try:
+        config = session.config
+    except ConfigError as error:
+        yield Check("FAIL", "configuration", str(error), error.hint or "mend these lines, then `stillframe doctor`")
+        return
+    yield Check("OK", "configuration", str(config.path))
+    yield from _catalog(session, config)
+    yield from _policies(config)
+    if not config.worker.vaults:
+        yield Check("FAIL", "vault", "none is configured", f"add a [vaults.main] section to {config.path}")
+    for name, vault in config.worker.vaults.items():
+        yield from _vault(config, name, vault)
+    yield from _folders(config)
+    from orchestrator.cli.check_machines import check_hypervisors
+
+    yield from check_hypervisors(session, config)
+
+
+def _modules() -> Iterator[Check]:
+    for name, package in (("libvirt", "python3-libvirt"), ("nbd", "python3-libnbd")):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            mend = f"apt-get install {package}, and a virtual environment made with --system-site-packages"
+            yield Check("FAIL", f"python module {name}", f"cannot be imported: {error}", mend)
+        else:
+            yield Check("OK", f"python module {name}", "present")
+
+
+def _programs() -> Iterator[Check]:
+    from workers.tools import run
+
+    for name in ("qemu-img", "qemu-nbd"):
+        if shutil.which(name) is None:
+            yield Check("FAIL", name, "not installed", "apt-get install qemu-utils")
+            continue
+        try:
+            text = run([name, "--version"], timeout=10)
+        except StillframeError as error:
+            yield Check("FAIL", name, str(error), "apt-get install --reinstall qemu-utils")
+            continue
+        match = re.search(r"(\d+)\.(\d+)(\.\d+)*", text)
+        version = (int(match[1]), int(match[2])) if match else (0, 0)
+        if version < _MIN_QEMU:
+            yield Check("FAIL", name, f"version {match[0] if match else '?'} is too old", "QEMU 4.2 or newer is needed")
+        else:
+            yield Check("OK", name, match[0] if match else "")
+
+
+def _catalog(session: Session, config: Config) -> Iterator[Check]:
+    file = Path(config.catalog_url.removeprefix("sqlite:///"))
+    if config.catalog_url.startswith("sqlite:///") and not file.exists():
+        yield Check("WARN", "catalog", f"{file} is not there yet", "stillframe init, or `vault rebuild-catalog`")
+        return
+    try:
+        active = session.peek().jobs(active_only=True)
+    except (StillframeError, sqlite3.Error) as error:
+        hint = error.hint if isinstance(error, StillframeError) else ""
+        yield Check("FAIL", "catalog", str(error), hint or "stillframe vault rebuild-catalog, with another catalog url")
+    else:
+        running = f"{len(active)} job{'' if len(active) == 1 else 's'} running" if active else "no job running"
+        yield Check("OK", "catalog", running)
+
+
+def _policies(config: Config) -> Iterator[Check]:
+    if config.policies or config.protect:
+        found = len(config.protect) or len(config.policies)
+        yield Check(
+            "WARN",
+            "schedules",
+            f"{found} in the configuration; this version reads and checks them, and does not run them",
+            "run `stillframe backup run VM…` from cron until then",
+        )
+
+
+# --- vaults ----------------------------------------------------------------------------------------------------
+
+
+def _vault(config: Config, name: str, vault: VaultConfig) -> Iterator[Check]:
+    from workers.vault.stores import open_store
+
+    subject = f"vault {name}"
+    try:
+        store = open_store(vault.url)
+        free = store.free_bytes()
+    except VaultMissing as error:
+        yield Check("FAIL", subject, str(error), "mount its file system, or `stillframe init` for a new one")
+        return
+    except StillframeError as error:
+        yield Check("FAIL", subject, str(error), error.hint)
+        return
+    folder = Path(vault.url.removeprefix("file://"))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        yield Check("FAIL", subject, f"{folder} cannot be written", f"run as its owner, or chown {folder}")
+    elif free is not None and free < _LOW_SPACE:
+        yield Check("WARN", subject, f"{vault.url}, only {size(free)} free", "free space, or delete points")
+    else:
+        yield Check("OK", subject, f"{vault.url}, {size(free)} free")
+    yield from _key(config, name, vault, folder)
+
+
+def _key(config: Config, name: str, vault: VaultConfig, folder: Path) -> Iterator[Check]:
+    from workers.context import Context
+
+    subject = f"key of vault {name}"
+    file = vault.key_file or vault.passphrase_file
+    context = Context(config.worker)
+    try:
+        opened = context.vault(name)
+        damaged = opened.damaged_points()
+    except WrongKey as error:
+        yield Check("FAIL", subject, str(error), error.hint or "put the right key file in its place")
+        return
+    except StillframeError as error:
+        yield Check("FAIL", f"vault {name}", str(error), error.hint or f"stillframe vault verify {name} --full")
+        return
+    finally:
+        context.close()
+    for point, why in damaged:
+        yield Check("FAIL", f"vault {name}", f"point {point}: {why}", f"stillframe vault verify {name} --full")
+    if file is not None and file.resolve().is_relative_to(folder.resolve()):
+        yield Check("WARN", subject, f"{file} lies in the vault that it locks", "keep it elsewhere")
+    elif file is not None and file.stat().st_mode & 0o077:
+        yield Check("WARN", subject, f"{file} can be read by others", f"chmod 600 {file}")
+    else:
+        yield Check("OK", subject, f"{file} opens it")
+
+
+# --- folders ---------------------------------------------------------------------------------------------------
+
+
+def _folders(config: Config) -> Iterator[Check]:
+    worker = config.worker
+    scratch = {worker.scratch_dir: worker.scratch_floor}
+    for one in worker.hypervisors.values():
+        if one.scratch_dir is not None:
+            scratch[one.scratch_dir] = worker.scratch_floor
+    for folder, floor in scratch.items():
+        yield from _scratch(folder, floor)
+    length = len(os.fsencode(worker.runtime_dir)) + _SOCKET_TAIL
+    if length > _SOCKET_LIMIT:
+        yield Check(
+            "FAIL",
+            "runtime folder",
+            f"{worker.runtime_dir} is too long for unix sockets ({length} bytes of {_SOCKET_LIMIT})",
+            'set runtime = "/run/stillframe" under [paths]',
+        )
+
+
+def _scratch(folder: Path, floor: int) -> Iterator[Check]:
+    subject = f"scratch {folder}"
+    present = next(place for place in (folder, *folder.parents) if place.exists())
+    if not os.access(present, os.W_OK | os.X_OK):
+        yield Check("FAIL", subject, f"{present} cannot be written", "set scratch under [paths]")
+        return
+    closed = [place for place in (present, *present.parents) if not place.stat().st_mode & 0o001]
+    if closed:
+        mend = f"set scratch under [paths], or chmod o+x {closed[0]}"
+        yield Check("WARN", subject, f"QEMU runs as another user and cannot pass {closed[0]}", mend)
+    free = shutil.disk_usage(present).free
+    kind = _file_system(present)
+    if free < 2 * floor:
+        mend = "free space there, or set scratch under [paths] to a larger file system"
+        yield Check("FAIL" if free < floor else "WARN", subject, f"only {size(free)} free ({kind})", mend)
+    elif kind in ("tmpfs", "ramfs"):
+        yield Check("WARN", subject, f"{size(free)} free, in memory ({kind})", "set scratch under [paths] to a disk")
+    elif not closed:
+        yield Check("OK", subject, f"{size(free)} free ({kind})")
+
+
+def _file_system(path: Path) -> str:
+    """Type of the file system that holds `path`."""
+    best, kind = "", "unknown"
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, place, found, *_ = line.split(" ")
+        mount = place.replace("\\040", " ")
+        if path.resolve().is_relative_to(mount) and len(mount) >= len(best):
+            best, kind = mount, found
+    return kind

@@ -1,0 +1,136 @@
+"""`stillframe point`: recovery points, also of machines that exist no more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import command, group
+from orchestrator.cli.output import moment, size
+from orchestrator.cli.run import Session, worst
+from orchestrator.cli.verify import level_of, show_report
+
+if TYPE_CHECKING:
+    from orchestrator.views import PointView
+
+app = group("Recovery points.")
+
+PointRef = Annotated[
+    str, typer.Argument(metavar="POINT", help="Short id, VM@latest, or VM@2026-11-22T02:00 (the newest until then).")
+]
+
+
+@command(app, "list")
+def list_points(
+    session: Session, vm: Annotated[str | None, typer.Argument(metavar="VM", help="Only this machine's.")] = None
+) -> None:
+    """List points, newest last."""
+    points = session.service.points(vm)
+    for point in points:
+        session.out.record("point", point.model_dump(mode="json"))
+    if not points:
+        session.out.say(f"No points{f' of {vm}' if vm else ''} yet.")
+        return
+    session.out.table(
+        ("point", "machine", "time", "consistency", "frozen", "disks", "read", "new", "stored"),
+        [_row(point) for point in points],
+        right=("frozen", "read", "new", "stored"),
+    )
+    for point in points:
+        if point.damaged:
+            session.out.note(f"damaged: {point.id[:8]}: {point.damaged}")
+
+
+def _row(point: PointView) -> tuple[str, ...]:
+    modes = {disk.mode.value for disk in point.disks}
+    return (
+        point.id[:8],
+        point.machine,
+        moment(point.time),
+        "damaged" if point.damaged else point.consistency.value,
+        f"{point.frozen_ms} ms" if point.frozen_ms is not None else "–",
+        f"{len(point.disks)} {'+'.join(sorted(modes))}",
+        size(sum(disk.read_bytes for disk in point.disks)),
+        size(sum(disk.new_bytes for disk in point.disks)),
+        size(sum(disk.stored_bytes for disk in point.disks)),
+    )
+
+
+@command(app, "show")
+def show_point(session: Session, point: PointRef) -> None:
+    """Show one point: what it is worth, each disk, and why it was read as it was."""
+    found = session.service.point(point)
+    out = session.out
+    out.record("point", found.model_dump(mode="json"))
+    out.say(f"point {found.id}")
+    out.say(f"machine      {found.machine}  {found.machine_uuid}")
+    out.say(f"time         {moment(found.time)}")
+    goal = f" (asked: {found.consistency_goal.value})" if found.consistency_goal != found.consistency else ""
+    reason = f": {found.consistency_reason}" if found.consistency_reason else ""
+    out.say(f"consistency  {found.consistency.value}{goal}{reason}")
+    if found.frozen_ms is not None:
+        out.say(f"frozen       {found.frozen_ms} ms")
+    out.say(f"vault        {found.vault}")
+    if found.damaged:
+        out.say(f"damaged      {found.damaged}")
+    out.table(
+        ("disk", "size", "mode", "read", "new", "stored", "rate", "limit", "because"),
+        [
+            (
+                disk.target,
+                size(disk.capacity),
+                disk.mode.value,
+                size(disk.read_bytes),
+                size(disk.new_bytes),
+                size(disk.stored_bytes),
+                f"{size(disk.read_bytes / disk.seconds)}/s" if disk.seconds else "–",
+                disk.bottleneck or "–",
+                disk.reason,
+            )
+            for disk in found.disks
+        ],
+        right=("size", "read", "new", "stored", "rate"),
+    )
+    for left_out in found.not_included:
+        out.say(f"not included: {left_out.target}: {left_out.reason}")
+    for alert in found.alerts:
+        out.say(f"alert: {alert}")
+
+
+@command(app, "verify")
+def verify_points(
+    session: Session,
+    points: Annotated[list[str], typer.Argument(metavar="POINT", help="As for `point show`.")],
+    ids: Annotated[bool, typer.Option("--ids", help="Every block is in the index.")] = False,
+    sample: Annotated[bool, typer.Option("--sample", help="… and a sample of blocks is read and checked.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="… and every block is (the default).")] = False,
+) -> int:
+    """Check that points can be restored."""
+    level = level_of(ids=ids, packs=False, sample=sample, full=full, default="full")
+    service = session.service
+    found = [service.point(point) for point in points]
+    return worst(
+        [show_report(session, f"point {one.id[:8]}", level, service.verify_point(one.id, level)) for one in found]
+    )
+
+
+@command(app, "delete")
+def delete_points(
+    session: Session,
+    points: Annotated[list[str], typer.Argument(metavar="POINT", help="As for `point show`.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+) -> None:
+    """Delete points. Other points stay whole: none depends on another."""
+    service = session.service
+    found = list({point.id: point for point in map(service.point, points)}.values())
+    if not dry_run:
+        for point in found:
+            session.out.note(f"{point.id[:8]}  {point.machine}  {moment(point.time)}  {point.consistency.value}")
+        session.confirm(f"Delete {len(found)} point{'s' if len(found) > 1 else ''} for good?")
+    for point in found:
+        gone = service.delete_point(point.id, dry_run=dry_run)
+        session.out.record("deleted", {"dry_run": dry_run, "point": gone.model_dump(mode="json")})
+        note = f" ({gone.note})" if gone.note else ""
+        verb = "would delete" if dry_run else "deleted"
+        session.out.say(f"{verb} {gone.id[:8]} of {gone.machine}, {moment(gone.time)}{note}")

@@ -1,0 +1,211 @@
+"""`stillframe vault`: what is stored, whether it can be trusted, and who can open it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import command, group
+from orchestrator.cli.output import is_terminal, moment, size
+from orchestrator.cli.run import Session
+from orchestrator.cli.verify import advancing, level_of, show_report
+
+if TYPE_CHECKING:
+    from orchestrator.cli.verify import Advance
+    from workers.vault import Level, SlotInfo, VerifyReport
+
+app = group("Vaults: contents, verification, keys.")
+keys = group("Who can open a vault: its key slots.")
+app.add_typer(keys, name="key")
+
+VaultArgument = Annotated[
+    str | None, typer.Argument(metavar="VAULT", help="Name in the configuration; default: the default vault.")
+]
+
+
+@command(app, "list")
+def list_vaults(session: Session) -> None:
+    """List configured vaults."""
+    vaults = session.service.vaults()
+    for vault in vaults:
+        session.out.record("vault", vault.model_dump(mode="json"))
+    if not vaults:
+        session.out.say("No vault is configured: add a [vaults.main] section, then `stillframe init`.")
+        return
+    session.out.table(
+        ("vault", "url", "points", "free", "state"),
+        [
+            (
+                vault.name,
+                vault.url,
+                str(vault.points) if vault.points is not None else "–",
+                size(vault.free_bytes),
+                vault.problem or "ok",
+            )
+            for vault in vaults
+        ],
+        right=("points", "free"),
+    )
+
+
+@command(app, "stats")
+def vault_stats(session: Session, vault: VaultArgument = None) -> None:
+    """Show what a vault holds, and what deduplication saves."""
+    name = session.config.vault_name(vault)
+    stats = session.service.vault_stats(name)
+    shown = stats.model_dump(mode="json")
+    session.out.record("vault_stats", {"vault": name, **shown})
+    for key, value in shown.items():
+        session.out.say(f"{key.replace('_', ' '):<16} {_figure(key, value)}")
+
+
+def _figure(key: str, value: object) -> str:
+    if key.endswith("bytes") and isinstance(value, int):
+        return size(value)
+    if isinstance(value, dict):
+        return "  ".join(f"{part} {_figure(key if 'bytes' in key else part, one)}" for part, one in value.items())
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+@command(app, "verify")
+def verify_vault(
+    session: Session,
+    vault: VaultArgument = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Every block of every point is in the index.")] = False,
+    packs: Annotated[bool, typer.Option("--packs", help="Every pack's SHA-256; needs no key.")] = False,
+    sample: Annotated[bool, typer.Option("--sample", help="Ids, and a sample of blocks read (the default).")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Ids, and every block read, decrypted and hashed.")] = False,
+) -> int:
+    """Check that everything in a vault is what was written."""
+    level = level_of(ids=ids, packs=packs, sample=sample, full=full, default="sample")
+    name = session.config.vault_name(vault)
+    with advancing(session, f"vault {name}") as advance:
+        report = _verified(session, name, level, advance)
+    return show_report(session, f"vault {name}", level, report)
+
+
+def _verified(session: Session, name: str, level: Level, advance: Advance) -> VerifyReport:
+    """The report; packs can be checked by somebody who has no key, a host that keeps replicas for example."""
+    from workers.contract.errors import WrongKey
+    from workers.vault.stores import open_store
+    from workers.vault.verify import Level, verify_packs
+
+    try:
+        return session.service.verify_vault(name, level, advance)
+    except WrongKey:
+        if level is not Level.PACKS:
+            raise
+        return verify_packs(open_store(session.config.worker.vaults[name].url), on_progress=advance)
+
+
+@command(app, "rebuild-catalog")
+def rebuild_catalog(
+    session: Session,
+    vault: Annotated[str | None, typer.Argument(metavar="VAULT", help="Only from this one; default: all.")] = None,
+) -> None:
+    """Read the points back from the vaults, where the catalog was lost."""
+    name = session.config.vault_name(vault) if vault else None
+    found = session.service.rebuild_catalog(name)
+    session.out.record("catalog", {"points": found})
+    session.out.say(f"{found} point{'' if found == 1 else 's'} in the catalog.")
+
+
+# --- keys ------------------------------------------------------------------------------------------------------
+
+
+@command(keys, "list")
+def list_slots(session: Session, vault: VaultArgument = None) -> None:
+    """List the slots that open a vault."""
+    name = session.config.vault_name(vault)
+    slots = session.service.key_slots(name)
+    for slot in slots:
+        session.out.record("key_slot", {"vault": name, **slot.model_dump(mode="json")})
+    session.out.table(("slot", "kind", "made"), [_slot_row(slot) for slot in slots])
+
+
+def _slot_row(slot: SlotInfo) -> tuple[str, ...]:
+    return slot.id, slot.kind, moment(slot.created)
+
+
+@command(keys, "add")
+def add_slot(
+    session: Session,
+    vault: VaultArgument = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", metavar="FILE", help="A key file; it is made if there is none.")
+    ] = None,
+    passphrase_file: Annotated[
+        Path | None, typer.Option("--passphrase-file", metavar="FILE", help="A passphrase: the first line of FILE.")
+    ] = None,
+) -> None:
+    """Add a slot: a key file, or a passphrase (asked for, or read from a file)."""
+    from workers.contract.errors import UsageError
+
+    if key_file is not None and passphrase_file is not None:
+        raise UsageError("--key-file and --passphrase-file exclude each other")
+    name = session.config.vault_name(vault)
+    service = session.service
+    if key_file is not None:
+        slot = service.add_key_file(name, key_file.expanduser().absolute())
+    else:
+        slot = service.add_passphrase(name, _passphrase(passphrase_file))
+    session.out.record("key_slot", {"vault": name, **slot.model_dump(mode="json")})
+    session.out.say(f"slot {slot.id} ({slot.kind}) opens vault {name} now")
+
+
+def _passphrase(file: Path | None) -> bytes:
+    """From `file`, or typed twice on the terminal. Raises UsageError."""
+    from workers.contract.errors import UsageError
+
+    if file is not None:
+        try:
+            first = file.expanduser().read_bytes().split(b"\n", 1)[0]
+        except OSError as error:
+            raise UsageError(f"passphrase file {file}: {error.strerror}") from None
+        if not first:
+            raise UsageError(f"passphrase file {file} begins with an empty line")
+        return first
+    if not (sys.stdin.isatty() and is_terminal(sys.stderr)):
+        raise UsageError("a passphrase is needed, and nobody is there to type it", hint="--passphrase-file FILE")
+    from getpass import getpass
+
+    typed = getpass("New passphrase: ")
+    if not typed:
+        raise UsageError("an empty passphrase protects nothing")
+    if getpass("Once more: ") != typed:
+        raise UsageError("the two differ: nothing was changed")
+    return typed.encode()
+
+
+@command(keys, "remove")
+def remove_slot(
+    session: Session,
+    slot: Annotated[str, typer.Argument(metavar="SLOT", help="As in `vault key list`.")],
+    vault: VaultArgument = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+) -> None:
+    """Remove a slot: its key or passphrase opens the vault no more."""
+    from workers.contract.errors import NotFound
+
+    name = session.config.vault_name(vault)
+    service = session.service
+    slots = {one.id: one for one in service.key_slots(name)}
+    if slot not in slots:
+        raise NotFound(f"vault {name} has no key slot {slot!r}", hint=f"stillframe vault key list {name}")
+    if not dry_run:
+        session.confirm(f"Remove slot {slot} ({slots[slot].kind}) of vault {name}?")
+        service.remove_slot(name, slot)
+    session.out.record("removed", {"dry_run": dry_run, "vault": name, "slot": slot})
+    session.out.say(f"{'would remove' if dry_run else 'removed'} slot {slot} ({slots[slot].kind}) of vault {name}")
+
+
+@command(keys, "verify")
+def verify_key(session: Session, vault: VaultArgument = None) -> None:
+    """Check that the configured key opens a vault."""
+    name = session.config.vault_name(vault)
+    session.service.verify_key(name)
+    session.out.record("key", {"vault": name, "opens": True})
+    session.out.say(f"the configured key opens vault {name}")

@@ -1,0 +1,63 @@
+"""What `vault verify` and `point verify` share: levels from flags, progress, and how findings are shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.output import is_terminal
+from orchestrator.cli.run import FAILED, OK, Session
+
+if TYPE_CHECKING:
+    from workers.vault import Level, VerifyReport
+
+Advance = Callable[[int, int], None]
+"""Told `(done, total)` now and then."""
+
+_WORDS = {
+    "ids": "every block is in the index",
+    "packs": "every pack is what was written",
+    "sample": "every block is in the index, and a sample of them was read and hashed",
+    "full": "every block was read, decrypted and hashed",
+}
+
+
+def level_of(*, ids: bool, packs: bool, sample: bool, full: bool, default: str) -> Level:
+    """The level that was asked for. Raises UsageError if there are two."""
+    from workers.contract.errors import UsageError
+    from workers.vault.verify import Level
+
+    asked = {"ids": ids, "packs": packs, "sample": sample, "full": full}
+    chosen = [name for name, wanted in asked.items() if wanted]
+    if len(chosen) > 1:
+        raise UsageError(f"--{' and --'.join(chosen)} exclude each other")
+    return Level(chosen[0] if chosen else default)
+
+
+@contextmanager
+def advancing(session: Session, what: str) -> Iterator[Advance]:
+    """A bar while something is checked, where somebody looks."""
+    out = session.out
+    if out.quiet or out.as_json or not is_terminal(sys.stderr):
+        yield lambda _done, _total: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=out.console(stderr=True), transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def show_report(session: Session, what: str, level: Level, report: VerifyReport) -> int:
+    """Show what a verification found; its exit code."""
+    out = session.out
+    code = FAILED if report.findings else OK
+    out.record("verify", {**report.model_dump(mode="json"), "what": what, "level": level.value, "ok": code == OK})
+    for finding in report.findings:
+        needed = f"; points {', '.join(point[:8] for point in finding.points)} need it" if finding.points else ""
+        out.say(f"{what}: {finding.object}: {finding.problem}{needed}")
+    if code == OK:
+        out.say(f"{what}: {_WORDS[level.value]}")
+    return code

@@ -1,0 +1,86 @@
+"""`stillframe vm`: the machines that the configured hypervisors have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import command, group
+from orchestrator.cli.output import moment, size
+from orchestrator.cli.run import OK, Session
+
+if TYPE_CHECKING:
+    from orchestrator.views import MachineView
+
+app = group("Machines on the hypervisors.")
+
+
+@command(app, "list")
+def list_machines(
+    session: Session,
+    hypervisor: Annotated[str | None, typer.Option("--hypervisor", metavar="NAME", help="Only this one's.")] = None,
+) -> int:
+    """List machines with their disks and last point."""
+    from workers.contract.errors import HypervisorError
+
+    machines: list[MachineView] = []
+    code = OK
+    for name in [hypervisor] if hypervisor else session.config.worker.hypervisors:
+        try:
+            machines += session.service.machines(name)
+        except HypervisorError as error:
+            # The machines of the others are worth showing all the same.
+            session.out.error(error.info())
+            code = error.exit_code
+    for machine in machines:
+        session.out.record("machine", machine.model_dump(mode="json"))
+    if not machines:
+        if code == OK:
+            session.out.say("No machines.")
+        return code
+    session.out.table(
+        ("name", "hypervisor", "power", "disks", "size", "last point", "consistency"),
+        [_row(machine) for machine in machines],
+        right=("size",),
+    )
+    return code
+
+
+def _row(machine: MachineView) -> tuple[str, ...]:
+    included = [disk for disk in machine.disks if not disk.excluded]
+    last = machine.last_point
+    return (
+        machine.name,
+        machine.hypervisor,
+        machine.power,
+        " ".join(disk.target for disk in included) or "–",
+        size(sum(disk.capacity for disk in included)),
+        moment(last.time) if last else "never",
+        last.consistency if last else "",
+    )
+
+
+@command(app, "show")
+def show_machine(
+    session: Session, vm: Annotated[str, typer.Argument(metavar="VM", help="Name, hypervisor/name, or UUID.")]
+) -> None:
+    """Show one machine and its disks."""
+    machine = session.service.machine(vm)
+    out = session.out
+    out.record("machine", machine.model_dump(mode="json"))
+    out.say(f"{machine.name}  {machine.power} on {machine.hypervisor}  {machine.uuid}")
+    last = machine.last_point
+    out.say(
+        f"last point {last.id[:8]}  {moment(last.time)}  {last.consistency}"
+        if last
+        else f"no point yet: stillframe backup run {machine.name}"
+    )
+    out.table(
+        ("disk", "format", "size", "source", "included"),
+        [
+            (disk.target, disk.format, size(disk.capacity), disk.source or "–", disk.excluded or "yes")
+            for disk in machine.disks
+        ],
+        right=("size",),
+    )

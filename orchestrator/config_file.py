@@ -1,0 +1,197 @@
+"""The shape of stillframe.toml: sections, keys, and what a value may be (DESIGN section 7).
+
+Kept apart from `config.py`, which resolves what is written here (paths, defaults, references between sections): a key
+that is not a field below is a mistake in the file, and no key is ever ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, model_validator
+
+from workers.contract.machines import Value
+from workers.contract.points import Consistency
+
+_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZE = re.compile(r"^\s*(\d+)\s*([A-Za-z]*)\s*$")
+_TIME = r"([01]\d|2[0-3]):[0-5]\d"
+_DAYS = "daily|weekdays|weekends|weekly|monthly|mondays|tuesdays|wednesdays|thursdays|fridays|saturdays|sundays"
+_SCHEDULE = re.compile(rf"^(hourly|({_DAYS}) at {_TIME}|every \d+ (minutes|hours?)( from {_TIME} to {_TIME})?)$")
+_CRON_FIELD = re.compile(r"^[0-9A-Za-z*/,#?L-]+$")
+
+MIN_BLOCK = 64 << 10
+MAX_BLOCK = 4 << 20
+
+
+def parse_size(value: object) -> int:
+    """Bytes of `"256KiB"`, `"1MiB"`, or a whole number of bytes. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _SIZE.match(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f'{value!r} is not a size; write it like "256KiB" or "1MiB"')
+    if match[2] not in _UNITS:
+        near = [unit for unit in _UNITS if unit and unit[0] == match[2][0].upper()]
+        guess = f'; did you mean "{match[1]}{near[0]}"?' if near else ""
+        raise ValueError(f'"{match[2]}" is no unit of size (B, KiB, MiB, GiB, TiB){guess}')
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _block_size(value: int) -> int:
+    if not MIN_BLOCK <= value <= MAX_BLOCK or value & (value - 1):
+        raise ValueError("a block size is a power of two from 64KiB to 4MiB")
+    return value
+
+
+def _scheme(what: str, *allowed: str) -> Callable[[str], str]:
+    def check(url: str) -> str:
+        if not url.startswith(allowed):
+            raise ValueError(f'"{url}" is no {what} that this version knows ({", ".join(allowed)})')
+        return url
+
+    return check
+
+
+def _file_url(url: str) -> str:
+    if not url.startswith("file://"):
+        guess = f'; did you mean "file://{url}"?' if url.startswith(("/", "~", "./")) else ""
+        raise ValueError(f'"{url}" is no vault that this version knows (file:///path){guess}')
+    path = url.removeprefix("file://")
+    if not path.startswith(("/", "~", "./", "../")):
+        raise ValueError(f'"{url}" names a host where a path should begin; did you mean "file:///{path}"?')
+    return url
+
+
+def _schedule(words: str) -> str:
+    if not _SCHEDULE.match(words):
+        raise ValueError(
+            f'"{words}" is no schedule; write "hourly", "daily at 02:00", "weekdays at 22:30", '
+            '"every 4 hours from 08:00 to 20:00", or use cron = "0 2 * * *"'
+        )
+    return words
+
+
+def _cron(expression: str) -> str:
+    fields = expression.split()
+    if len(fields) != 5 or not all(_CRON_FIELD.match(field) for field in fields):
+        raise ValueError(f'"{expression}" is no cron expression of five fields, like "0 2 * * *"')
+    return expression
+
+
+def _timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f'"{name}" is no time zone; write it like "Europe/Berlin"') from None
+    return name
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Size = Annotated[int, BeforeValidator(parse_size)]
+BlockSize = Annotated[Size, AfterValidator(_block_size)]
+Path_ = Annotated[str, Field(min_length=1)]
+
+
+class CatalogSection(Value):
+    url: Annotated[str, AfterValidator(_scheme("catalog", "sqlite:///", "postgresql"))] | None = None
+
+
+class BrokerSection(Value):
+    url: Annotated[str, AfterValidator(_scheme("broker", "memory://", "redis://", "rediss://"))] = "memory://"
+
+
+class VaultSection(Value):
+    url: Annotated[str, AfterValidator(_file_url)]
+    key_file: Path_ | None = None
+    passphrase_file: Path_ | None = None
+
+    @model_validator(mode="after")
+    def _one_key(self) -> VaultSection:
+        if self.key_file is None and self.passphrase_file is None:
+            raise ValueError('a vault needs its key: add key_file = "/etc/stillframe/main.key"')
+        if self.key_file is not None and self.passphrase_file is not None:
+            raise ValueError("key_file and passphrase_file exclude each other: keep one")
+        return self
+
+
+class HypervisorSection(Value):
+    uri: Annotated[str, AfterValidator(_scheme("hypervisor", "qemu:///", "qemu+", "qemu://"))]
+    max_jobs: Annotated[StrictInt, Field(ge=1, le=64)] = 2
+    scratch_dir: Path_ | None = None
+
+
+class Retention(Value):
+    """How many points to keep of each kind; 0 keeps none of that kind."""
+
+    last: Annotated[StrictInt, Field(ge=0)] = 0
+    hourly: Annotated[StrictInt, Field(ge=0)] = 0
+    daily: Annotated[StrictInt, Field(ge=0)] = 0
+    weekly: Annotated[StrictInt, Field(ge=0)] = 0
+    monthly: Annotated[StrictInt, Field(ge=0)] = 0
+    yearly: Annotated[StrictInt, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _keeps_something(self) -> Retention:
+        if not any((self.last, self.hourly, self.daily, self.weekly, self.monthly, self.yearly)):
+            raise ValueError("this retention keeps nothing; write for example { daily = 7, weekly = 4 }")
+        return self
+
+
+class Policy(Value):
+    """When to back up, what consistency to ask for, how long to keep. Schedules run in a later version."""
+
+    schedule: Annotated[str, AfterValidator(_schedule)] | None = None
+    cron: Annotated[str, AfterValidator(_cron)] | None = None
+    timezone: Annotated[str, AfterValidator(_timezone)] | None = None
+    consistency: Consistency = Consistency.APPLICATION
+    require: StrictBool = False
+    """Fail rather than fall back below `consistency`."""
+    retention: Retention | None = None
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> Policy:
+        if self.schedule is not None and self.cron is not None:
+            raise ValueError("schedule and cron exclude each other: keep one")
+        return self
+
+
+class Protect(Value):
+    """Which machines a policy is for: globs on names, or on `hypervisor/name`."""
+
+    machines: Annotated[list[str], Field(min_length=1)]
+    exclude: list[str] = []
+    policy: str
+    vault: str | None = None
+
+
+class BackupSection(Value):
+    vault: str | None = None
+    consistency: Consistency | None = None
+    block_size: BlockSize | None = None
+    block_sizes: dict[Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")], BlockSize] = {}
+    threads: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
+    scratch_floor: Size | None = None
+
+
+class PathsSection(Value):
+    state: Path_ | None = None
+    scratch: Path_ | None = None
+    runtime: Path_ | None = None
+    cache: Path_ | None = None
+
+
+class ConfigFile(Value):
+    """The whole file."""
+
+    catalog: CatalogSection = CatalogSection()
+    broker: BrokerSection = BrokerSection()
+    vaults: dict[Name, VaultSection] = {}
+    hypervisors: dict[Name, HypervisorSection] = {}
+    policies: dict[Name, Policy] = {}
+    protect: dict[Name, Protect] = {}
+    backup: BackupSection = BackupSection()
+    paths: PathsSection = PathsSection()

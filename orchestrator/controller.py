@@ -1,0 +1,120 @@
+"""Runs jobs: applies events to them and sends the commands that follow.
+
+One transaction per event: load, decide (pure), guard, append the event, store. Commands are sent only after the
+commit, so that a crash in between loses a command and never an obligation; the reconciler finds the job and releases
+it. What is sent twice is harmless by contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from orchestrator.catalog.jobs import Stale, append_event, load_job, store_job
+from orchestrator.catalog.points import put_point, see_machine
+from orchestrator.catalog.store import Catalog
+from orchestrator.jobs import docs
+from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.restore import RestoreJob
+from orchestrator.jobs.words import describe
+from workers.app import ADVANCE, CONTROL, RESCUE, host_queue
+from workers.contract.messages import EVENT, Command, Event
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from sqlmodel import Session
+
+Job = BackupJob | RestoreJob
+Send = Callable[[Command, str], None]
+"""Send a command to a queue."""
+
+TRIES = 20
+
+
+def queue_of(job: Job, command: Command) -> str:
+    """Thaws never stand behind transfers; what needs a hypervisor runs beside it."""
+    if command.kind == "thaw":
+        return RESCUE
+    hypervisor = docs.hypervisor_of(job)
+    return host_queue(hypervisor) if hypervisor else CONTROL
+
+
+def _no_stop(_job: str) -> None:
+    pass
+
+
+def _no_change(_job: Job) -> None:
+    pass
+
+
+class Controller:
+    """Thread-safe; any number of them on one catalog. `stop` tells the running commands of a job to end themselves,
+    `changed` is called after every transition of a job."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        send: Send,
+        *,
+        stop: Callable[[str], None] = _no_stop,
+        changed: Callable[[Job], None] = _no_change,
+    ) -> None:
+        self._catalog = catalog
+        self._send = send
+        self._stop = stop
+        self._changed = changed
+
+    def start(self, job_id: str) -> None:
+        """Begin a queued job."""
+        self._step(job_id, docs.start, "started", "started")
+
+    def retry_release(self, job_id: str) -> None:
+        """Release again what a failed release has left. Raises Busy if another job works there now."""
+        self._step(job_id, docs.retry_release, "retried", "releasing again what was left behind")
+
+    def advance(self, job_id: str, event: Event) -> None:
+        """Apply one event. Late and repeated ones are recorded and change nothing. Raises NotFound."""
+        self._step(job_id, lambda job: docs.advance(job, event), event.kind, describe(event))
+
+    def _step(self, job_id: str, decide: Callable[[Job], docs.Step], kind: str, text: str) -> None:
+        for tries_left in reversed(range(TRIES)):
+            try:
+                before, after, commands = self._commit(job_id, decide, kind, text)
+                break
+            except Stale:
+                if not tries_left:
+                    raise
+        for command in commands:
+            self._send(command, queue_of(after, command))
+        if after.stopping and not before.stopping:
+            self._stop(job_id)
+        self._changed(after)
+
+    def _commit(
+        self, job_id: str, decide: Callable[[Job], docs.Step], kind: str, text: str
+    ) -> tuple[Job, Job, list[Command]]:
+        with self._catalog.write() as session:
+            row, before = load_job(session, job_id)
+            after, commands = decide(before)
+            append_event(session, job_id, kind, text, effective=after != before or bool(commands))
+            if after != before:
+                store_job(session, after, row.version)
+                _register(session, before, after)
+        return before, after, commands
+
+
+def _register(session: Session, before: Job, after: Job) -> None:
+    """A point is in the catalog from the moment that it is known to be committed."""
+    if isinstance(before, BackupJob) and isinstance(after, BackupJob):
+        if after.committed and not before.committed:
+            put_point(session, after.vault, after.committed)
+        if after.machine != before.machine:
+            see_machine(session, after.machine)
+
+
+def register(app: Celery, controller: Controller) -> None:
+    """Make `controller` the one that this process's worker hands events to."""
+
+    @app.task(name=ADVANCE)  # type: ignore[untyped-decorator]
+    def advance(job_id: str, event_json: str) -> None:
+        controller.advance(job_id, EVENT.validate_json(event_json))

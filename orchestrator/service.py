@@ -1,0 +1,409 @@
+"""The one seam between Stillframe and whoever uses it: the command line, later the web, programs, tests.
+
+Opening is cheap (one look into the catalog): Celery, libvirt and vault are imported and connected when a call needs
+them. Everything returned is a frozen value.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from orchestrator import find
+from orchestrator.catalog import owner
+from orchestrator.catalog.jobs import (
+    add_job,
+    events_of,
+    find_job,
+    jobs_using,
+    load_job,
+    owner_of,
+    recent_jobs,
+    unsettled,
+)
+from orchestrator.catalog.points import (
+    document,
+    machines_named,
+    newest_base,
+    newest_points,
+    points_of,
+    remove_point,
+    see_machine,
+)
+from orchestrator.catalog.schema import PointRow
+from orchestrator.catalog.store import Catalog
+from orchestrator.config import Config
+from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.restore import RestoreJob
+from orchestrator.jobs.states import TERMINAL
+from orchestrator.plan import base_checkpoint
+from orchestrator.vault_desk import Advance, VaultDesk
+from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view, point_view
+from workers.context import Context
+from workers.contract.errors import Busy, HypervisorError, NotFound, UsageError
+from workers.contract.machines import MachineSummary
+from workers.contract.messages import CancelRequested
+from workers.contract.points import Consistency
+
+if TYPE_CHECKING:
+    from orchestrator.engine import Engine
+    from workers.vault import Level, SlotInfo, VaultStats, VerifyReport
+
+__all__ = ["JobView", "MachineView", "PointView", "Service", "VaultView"]
+
+POLL = 0.2
+"""Seconds between looks at a job that may move in another process."""
+
+
+class Service:
+    """Use as a context manager, or call `close`."""
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._context = Context(config.worker)
+        self._desk = VaultDesk(config, catalog, self._context)
+        self._running: Engine | None = None
+        self.settled: list[str] = []
+        """What was settled at the start."""
+
+    @staticmethod
+    def open(config: Config, *, reconcile: bool = True) -> Service:
+        """The catalog made or migrated; what a crash has left is settled. Raises ConfigError."""
+        service = Service(config, Catalog.open(config.catalog_url))
+        if reconcile:
+            service.settled = service.reconcile()
+        return service
+
+    def close(self) -> None:
+        if self._running is not None:
+            self._running.close()
+        self._context.close()
+        self._catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _engine(self) -> Engine:
+        if self._running is None:
+            from orchestrator.engine import Engine
+
+            self._running = Engine(self._config, self._catalog, self._context)
+        return self._running
+
+    def reconcile(self) -> list[str]:
+        """Settle jobs whose process is dead and releases that failed; what was done, in words."""
+        with self._catalog.read() as session:
+            if not unsettled(session):
+                return []
+        from orchestrator.reconciler import reconcile
+
+        seen = 0
+
+        def wait(seconds: float) -> None:
+            nonlocal seen
+            seen = self._engine.wait_for_change(seen, seconds)
+
+        return reconcile(self._catalog, lambda: self._engine.controller, wait)
+
+    # --- machines --------------------------------------------------------------------------------------------------
+
+    def machines(self, hypervisor: str | None = None) -> list[MachineView]:
+        """All machines of one or all hypervisors. Raises HypervisorUnreachable only if none can be asked."""
+        summaries = self._summaries(hypervisor)
+        with self._catalog.read() as session:
+            last = newest_points(session)
+        return [self._machine_view(summary, last) for summary in summaries]
+
+    def machine(self, wanted: str) -> MachineView:
+        """By UUID, name, or `hypervisor/name`. Raises NotFound, UsageError, HypervisorUnreachable."""
+        summary = self._summary(wanted)
+        with self._catalog.read() as session:
+            last = newest_points(session)
+        return self._machine_view(summary, last)
+
+    def _machine_view(self, summary: MachineSummary, last: dict[str, PointRow]) -> MachineView:
+        machine = summary.machine
+        protected = self._config.protected_by(machine.hypervisor, machine.name) is not None
+        return machine_view(summary, last.get(machine.uuid), protected=protected)
+
+    def _summaries(self, hypervisor: str | None = None) -> list[MachineSummary]:
+        names = [hypervisor] if hypervisor else list(self._config.worker.hypervisors)
+        if not names:
+            raise UsageError(f"{self._config.path} names no hypervisor", hint="add a [hypervisors.local] section")
+        found: list[MachineSummary] = []
+        errors: list[HypervisorError] = []
+        for name in names:
+            try:
+                found += self._context.hypervisor(name).machines()
+            except HypervisorError as error:
+                errors.append(error)
+        if len(errors) == len(names):
+            raise errors[0]
+        return found
+
+    def _summary(self, wanted: str) -> MachineSummary:
+        hypervisor = wanted.partition("/")[0]
+        known = "/" in wanted and hypervisor in self._config.worker.hypervisors
+        return find.machine_among(self._summaries(hypervisor if known else None), wanted)
+
+    # --- jobs ------------------------------------------------------------------------------------------------------
+
+    def start_backup(
+        self,
+        machine: str,
+        *,
+        full: bool = False,
+        goal: Consistency | None = None,
+        exclude: Sequence[str] = (),
+        vault: str | None = None,
+    ) -> str:
+        """Begin a backup in this process; its job's id. Raises Busy if another job works on the machine."""
+        found = self._summary(machine).machine
+        vault_name = self._config.vault_name(vault)
+        with self._catalog.write() as session:
+            base = newest_base(session, found.uuid, vault_name)
+            job = BackupJob(
+                id=_new_job_id(),
+                machine=found,
+                vault=vault_name,
+                point=secrets.token_hex(16),
+                goal=goal or self._config.consistency,
+                force_full=full,
+                exclude=list(exclude),
+                block_size=self._config.worker.block_size,
+                block_size_rules=self._config.block_sizes,
+                base=base,
+            )
+            add_job(
+                session,
+                job,
+                owner.this_process(),
+                machine=(found.uuid, found.name),
+                lock=f"machine:{found.uuid}",
+                uses_point=base.id if base else "",
+            )
+            see_machine(session, found)
+        self._engine.controller.start(job.id)
+        return job.id
+
+    def start_restore_disk(self, point_ref: str, target: str, *, to: Path, format: str | None = None) -> str:
+        """Begin to write one disk of a point into the new file `to`. Raises NotFound, Busy."""
+        with self._catalog.write() as session:
+            row = find.point_named(session, point_ref)
+            point = document(row)
+            if target not in [disk.target for disk in point.disks]:
+                there = ", ".join(disk.target for disk in point.disks)
+                raise NotFound(f"point {row.id[:8]} has no disk {target!r}", hint=f"it has: {there}")
+            job = RestoreJob(
+                id=_new_job_id(),
+                vault=row.vault,
+                point=row.id,
+                targets=[target],
+                to=str(to.absolute()),
+                format=_format(format),
+            )
+            machine = (row.machine_uuid, row.machine_name)
+            add_job(
+                session, job, owner.this_process(), machine=machine, lock=f"file:{to.absolute()}", uses_point=row.id
+            )
+        self._engine.controller.start(job.id)
+        return job.id
+
+    def start_restore_machine(
+        self,
+        point_ref: str,
+        *,
+        name: str | None = None,
+        directory: Path | None = None,
+        pool: str | None = None,
+        start: bool = False,
+        replace: bool = False,
+        hypervisor: str | None = None,
+    ) -> str:
+        """Begin to restore a machine as a new one, or (`replace`) in place of the original. Raises NotFound, Busy."""
+        with self._catalog.write() as session:
+            row = find.point_named(session, point_ref)
+            point = document(row)
+            if replace and directory is None and pool is None:
+                directory = Path(point.disks[0].source).parent
+            new_name = point.machine.name if replace else name or f"{point.machine.name}-restored"
+            new_uuid = point.machine.uuid if replace else str(uuid.uuid4())
+            job = RestoreJob(
+                id=_new_job_id(),
+                vault=row.vault,
+                point=row.id,
+                hypervisor=self._restore_host(hypervisor, point.machine.hypervisor),
+                name=new_name,
+                uuid=new_uuid,
+                directory=str(directory) if directory else None,
+                pool=pool,
+                replace=replace,
+                start=start,
+            )
+            machine, lock = (new_uuid, new_name), f"machine:{new_uuid}"
+            add_job(session, job, owner.this_process(), machine=machine, lock=lock, uses_point=row.id)
+        self._engine.controller.start(job.id)
+        return job.id
+
+    def _restore_host(self, asked: str | None, original: str) -> str:
+        known = self._config.worker.hypervisors
+        if asked is not None and asked not in known:
+            raise NotFound(f"no hypervisor {asked!r} is configured", hint=f"there are: {', '.join(known) or 'none'}")
+        chosen = asked or (original if original in known else None)
+        if chosen is None and len(known) == 1:
+            chosen = next(iter(known))
+        if chosen is None:
+            hint = f"--hypervisor {next(iter(known))}" if known else "add a [hypervisors.local] section"
+            raise UsageError(f"the point's hypervisor {original} is not configured", hint=hint)
+        return chosen
+
+    def job(self, job_id: str) -> JobView:
+        """By id or unique beginning of one. Raises NotFound, UsageError."""
+        with self._catalog.read() as session:
+            row, job = load_job(session, find_job(session, job_id).id)
+            view = job_view(row, job, events_of(session, row.id))
+        progress = self._engine.progress(job) if job.state == "transferring" else []
+        return view.model_copy(update={"progress": progress})
+
+    def jobs(self, *, active_only: bool = False, limit: int = 50) -> list[JobView]:
+        """Newest first."""
+        with self._catalog.read() as session:
+            ids = [row.id for row in recent_jobs(session, active_only=active_only, limit=limit)]
+        return [self.job(job_id) for job_id in ids]
+
+    def wait(self, job_id: str, *, on_progress: Callable[[JobView], None] | None = None) -> JobView:
+        """Wait until the job has ended, whichever process runs it; if that process dies, the job is settled here."""
+        seen = 0
+        while True:
+            view = self.job(job_id)
+            if on_progress is not None:
+                on_progress(view)
+            if view.state in TERMINAL:
+                return view
+            with self._catalog.read() as session:
+                dead = owner.is_dead(owner_of(find_job(session, view.id)))
+            if dead:
+                self.reconcile()
+            seen = self._engine.wait_for_change(seen, POLL)
+
+    def cancel(self, job_id: str) -> None:
+        """Ask a job to end; it releases what it holds, which may take a moment. Raises UsageError if it has ended."""
+        view = self.job(job_id)
+        if view.state in TERMINAL:
+            raise UsageError(f"job {view.id} has {view.state} already")
+        # Decided by the controller here, whoever owns the job: a cancellation sends no command.
+        self._engine.onlooker.advance(view.id, CancelRequested(by=_user()))
+
+    # --- points ----------------------------------------------------------------------------------------------------
+
+    def points(self, machine: str | None = None) -> list[PointView]:
+        """Newest last. Raises NotFound for a machine that neither the catalog nor a hypervisor knows."""
+        with self._catalog.read() as session:
+            known = machine is None or machines_named(session, machine)
+            rows = points_of(session) if machine is None else find.points_of_machine(session, machine)
+        if machine is not None and not known:
+            self.machine(machine)
+        return [point_view(row) for row in rows]
+
+    def point(self, ref: str) -> PointView:
+        """By id or unique beginning of one, `VM@latest`, or `VM@2026-11-22T02:00` (the newest until then)."""
+        with self._catalog.read() as session:
+            return point_view(find.point_named(session, ref))
+
+    def delete_point(self, ref: str, *, dry_run: bool = False) -> PointView:
+        """Delete a point; no other depends on it. Raises NotFound, Busy while a job reads it."""
+        with self._catalog.read() as session:
+            vault_name = find.point_named(session, ref).vault
+        vault = self._context.vault(vault_name)
+        # One transaction around both: a backup that begins meanwhile cannot choose this point as its base.
+        with self._catalog.write() as session:
+            row = find.point_named(session, ref)
+            for user in jobs_using(session, row.id):
+                raise Busy(
+                    f"{user.kind} {user.id} of {user.machine_name} reads point {row.id[:8]}",
+                    hint=f"stillframe job watch {user.id}",
+                )
+            base = newest_base(session, row.machine_uuid, row.vault)
+            is_base = base is not None and base.id == row.id
+            if not dry_run:
+                vault.delete_point(row.id)
+            remove_point(session, row.id)
+            note = ""
+            if base is not None and is_base:
+                older = newest_base(session, row.machine_uuid, row.vault)
+                if base_checkpoint(older) != base_checkpoint(base):
+                    note = f"the next backup of {row.machine_name} will be full: it was the base"
+            if dry_run:
+                session.rollback()
+        return point_view(row, note=note)
+
+    # --- vaults ----------------------------------------------------------------------------------------------------
+
+    def verify_vault(self, name: str | None, level: Level, on_progress: Advance | None = None) -> VerifyReport:
+        return self._desk.verify(name, level, on_progress)
+
+    def verify_point(self, ref: str, level: Level, on_progress: Advance | None = None) -> VerifyReport:
+        with self._catalog.read() as session:
+            row = find.point_named(session, ref)
+        return self._desk.verify(row.vault, level, on_progress, points=[row.id])
+
+    def vaults(self) -> list[VaultView]:
+        return self._desk.views()
+
+    def vault_stats(self, name: str | None = None) -> VaultStats:
+        return self._desk.stats(name)
+
+    def rebuild_catalog(self, name: str | None = None) -> int:
+        """Read the points back from the vaults; how many there are."""
+        return self._desk.rebuild_catalog(name)
+
+    def init_vault(self, name: str) -> str | None:
+        """Make a vault and its key; the recovery phrase, to be shown once. None: it exists already."""
+        return self._desk.init(name)
+
+    def key_slots(self, name: str | None = None) -> list[SlotInfo]:
+        return self._desk.slots(name)
+
+    def add_passphrase(self, name: str | None, passphrase: bytes) -> SlotInfo:
+        return self._desk.add_passphrase(name, passphrase)
+
+    def add_key_file(self, name: str | None, path: Path) -> SlotInfo:
+        return self._desk.add_key_file(name, path)
+
+    def remove_slot(self, name: str | None, slot: str) -> None:
+        self._desk.remove_slot(name, slot)
+
+    def verify_key(self, name: str | None = None) -> None:
+        self._desk.verify_key(name)
+
+
+def _new_job_id() -> str:
+    return secrets.token_hex(6)
+
+
+def _format(word: str | None) -> Literal["qcow2", "raw"] | None:
+    match word:
+        case None | "qcow2" | "raw":
+            return word
+        case _:
+            raise UsageError(f"{word!r} is no format of a disk", hint="qcow2 or raw")
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "somebody"

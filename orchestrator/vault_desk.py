@@ -1,0 +1,132 @@
+"""What people do with a vault itself: make it, look into it, verify it, and manage who can open it.
+
+The half of `Service` that concerns vaults and not jobs; it needs neither Celery nor a hypervisor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.catalog.points import mark_damaged, points_of, put_point, remove_point, see_machine
+from orchestrator.catalog.store import Catalog
+from orchestrator.config import Config
+from orchestrator.views import VaultView
+from workers.context import Context
+from workers.contract.errors import StillframeError, VaultMissing, WrongKey
+from workers.contract.points import Point
+
+if TYPE_CHECKING:
+    from workers.vault import Level, SlotInfo, Vault, VaultStats, VerifyReport
+
+Advance = Callable[[int, int], None]
+
+
+class VaultDesk:
+    """Raises VaultMissing, WrongKey, NewerFormat, Corrupt wherever a vault is opened."""
+
+    def __init__(self, config: Config, catalog: Catalog, context: Context) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._context = context
+
+    def open(self, name: str | None) -> Vault:
+        return self._context.vault(self._config.vault_name(name))
+
+    def init(self, name: str) -> str | None:
+        """Make the vault and its key file, as configured; the recovery phrase, to be shown once. None: it existed."""
+        from workers.context import secrets_of
+        from workers.vault import Vault
+        from workers.vault.keys import write_key_file
+        from workers.vault.stores import open_store
+
+        wanted = self._config.worker.vaults[self._config.vault_name(name)]
+        try:
+            open_store(wanted.url)
+        except VaultMissing:
+            store = open_store(wanted.url, create=True)
+        else:
+            self.open(name)  # a vault that is there must open: WrongKey otherwise
+            return None
+        if wanted.key_file is not None and not wanted.key_file.exists():
+            write_key_file(wanted.key_file)
+        key, passphrase = secrets_of(name, wanted)
+        _, phrase = Vault.create(store, key=key, passphrase=passphrase, cache_dir=self._config.worker.cache_dir)
+        return phrase
+
+    def views(self) -> list[VaultView]:
+        views = []
+        for name, wanted in self._config.worker.vaults.items():
+            try:
+                vault = self.open(name)
+                found = sum(1 for _ in vault.store.list("points/"))
+                view = VaultView(
+                    name=name, url=wanted.url, points=found, free_bytes=vault.store.free_bytes(), problem=""
+                )
+            except StillframeError as error:
+                view = VaultView(name=name, url=wanted.url, points=None, free_bytes=None, problem=str(error))
+            views.append(view)
+        return views
+
+    def stats(self, name: str | None) -> VaultStats:
+        return self.open(name).stats()
+
+    def verify(
+        self, name: str | None, level: Level, on_progress: Advance | None, points: list[str] | None = None
+    ) -> VerifyReport:
+        """Check the vault, or only some points of it, and remember in the catalog which points are damaged."""
+        from workers.vault.verify import verify
+
+        vault_name = self._config.vault_name(name)
+        report = verify(self.open(vault_name), level, on_progress=on_progress, points=points)
+        damage: dict[str, str] = {}
+        for finding in report.findings:
+            for point in finding.points:
+                damage.setdefault(point, f"{finding.object}: {finding.problem}")
+        with self._catalog.write() as session:
+            for row in points_of(session, vault=vault_name):
+                if points is None or row.id in points:
+                    mark_damaged(session, row.id, damage.get(row.id, ""))
+        return report
+
+    def rebuild_catalog(self, name: str | None) -> int:
+        """Read the points of one vault, or of all, into the catalog, and forget those that are gone; how many."""
+        names = [self._config.vault_name(name)] if name else list(self._config.worker.vaults)
+        return sum(self._rebuild(one) for one in names)
+
+    def _rebuild(self, name: str) -> int:
+        found = sorted(self.open(name).points(), key=lambda point: point.time)
+        newest: dict[str, Point] = {point.machine.uuid: point for point in found}
+        with self._catalog.write() as session:
+            for gone in {row.id for row in points_of(session, vault=name)} - {point.id for point in found}:
+                remove_point(session, gone)
+            for point in found:
+                put_point(session, name, point)
+            for point in newest.values():
+                see_machine(session, point.machine, point.time)
+        return len(found)
+
+    # --- keys ------------------------------------------------------------------------------------------------------
+
+    def slots(self, name: str | None) -> list[SlotInfo]:
+        return self.open(name).slots()
+
+    def add_passphrase(self, name: str | None, passphrase: bytes) -> SlotInfo:
+        return self.open(name).add_slot(passphrase=passphrase)
+
+    def add_key_file(self, name: str | None, path: Path) -> SlotInfo:
+        """The key file at `path` opens the vault from now on; it is made if there is none."""
+        from workers.vault.keys import read_key_file, write_key_file
+
+        vault = self.open(name)
+        key = read_key_file(path) if path.exists() else write_key_file(path)
+        return vault.add_slot(key=key)
+
+    def remove_slot(self, name: str | None, slot: str) -> None:
+        self.open(name).remove_slot(slot)
+
+    def verify_key(self, name: str | None) -> None:
+        """Raises WrongKey if the configured key does not open the vault."""
+        if not self.slots(name):
+            raise WrongKey(f"vault {self._config.vault_name(name)} has no key slots")

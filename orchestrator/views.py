@@ -1,0 +1,210 @@
+"""What the outside sees: machines, points, jobs and vaults as frozen values, each fit for `--json`.
+
+Apart from the tables and the documents, so that those can change without breaking whoever reads the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.restore import RestoreJob
+from orchestrator.jobs.states import JobState
+from workers.contract.errors import ErrorInfo
+from workers.contract.machines import MachineSummary, Power, Value
+from workers.contract.messages import Progress
+from workers.contract.points import Bottleneck, Consistency, DiskPoint, Mode, NotIncluded
+
+if TYPE_CHECKING:
+    from orchestrator.catalog.schema import EventRow, JobRow, PointRow
+
+
+class DiskView(Value):
+    """A disk of a machine."""
+
+    target: str
+    source: str
+    format: str
+    capacity: int
+    excluded: str
+
+
+class LastPoint(Value):
+    id: str
+    time: datetime
+    consistency: Consistency
+
+
+class MachineView(Value):
+    name: str
+    uuid: str
+    hypervisor: str
+    power: Power
+    disks: list[DiskView]
+    last_point: LastPoint | None
+    protected: bool
+    """A `[protect.*]` section covers it."""
+
+
+class PointDiskView(Value):
+    """A disk of a point, with what its transfer measured (bytes, seconds)."""
+
+    target: str
+    capacity: int
+    mode: Mode
+    reason: str
+    read_bytes: int
+    new_bytes: int
+    stored_bytes: int
+    metadata_bytes: int
+    seconds: float
+    bottleneck: Bottleneck | None
+
+
+class PointView(Value):
+    id: str
+    machine: str
+    machine_uuid: str
+    time: datetime
+    consistency: Consistency
+    consistency_goal: Consistency
+    consistency_reason: str
+    frozen_ms: int | None
+    vault: str
+    disks: list[PointDiskView]
+    not_included: list[NotIncluded]
+    alerts: list[str]
+    damaged: str
+    """What a verify found; empty: nothing."""
+    note: str = ""
+    """Of a deletion: what follows from it."""
+
+
+class EventView(Value):
+    time: datetime
+    kind: str
+    text: str
+
+
+class JobView(Value):
+    id: str
+    kind: str
+    machine: str
+    state: JobState
+    created: datetime
+    updated: datetime
+    error: ErrorInfo | None
+    warnings: list[str]
+    point: str | None
+    """The point that a backup has made, or that a restore reads."""
+    result: dict[str, Any]
+    """Of a restore: files, uuid, name, started, replaced."""
+    progress: list[Progress]
+    disks: list[dict[str, str]]
+    """target, mode, reason of each disk of a backup; targets of a restore."""
+    events: list[EventView]
+
+
+class VaultView(Value):
+    name: str
+    url: str
+    points: int | None
+    """None: it cannot be opened."""
+    free_bytes: int | None
+    problem: str
+    """Why it cannot be used; empty: it can."""
+
+
+def machine_view(summary: MachineSummary, last: PointRow | None, *, protected: bool) -> MachineView:
+    from orchestrator.catalog.points import document
+
+    return MachineView(
+        name=summary.machine.name,
+        uuid=summary.machine.uuid,
+        hypervisor=summary.machine.hypervisor,
+        power=summary.power,
+        disks=[
+            DiskView(
+                target=disk.target,
+                source=disk.source,
+                format=disk.format,
+                capacity=disk.capacity,
+                excluded=disk.excluded,
+            )
+            for disk in summary.disks
+        ],
+        last_point=last and LastPoint(id=last.id, time=last.time, consistency=document(last).consistency),
+        protected=protected,
+    )
+
+
+def point_view(row: PointRow, *, note: str = "") -> PointView:
+    from orchestrator.catalog.points import document
+
+    point = document(row)
+    return PointView(
+        id=point.id,
+        machine=point.machine.name,
+        machine_uuid=point.machine.uuid,
+        time=point.time,
+        consistency=point.consistency,
+        consistency_goal=point.consistency_goal,
+        consistency_reason=point.consistency_reason,
+        frozen_ms=point.frozen_ms,
+        vault=row.vault,
+        disks=[_point_disk(disk) for disk in point.disks],
+        not_included=point.not_included,
+        alerts=point.alerts,
+        damaged=row.damaged,
+        note=note,
+    )
+
+
+def _point_disk(disk: DiskPoint) -> PointDiskView:
+    figures = disk.figures.model_dump()
+    return PointDiskView(target=disk.target, capacity=disk.capacity, mode=disk.mode, reason=disk.reason, **figures)
+
+
+def job_view(row: JobRow, job: BackupJob | RestoreJob, events: Sequence[EventRow]) -> JobView:
+    """Without progress, which lies elsewhere."""
+    backup = isinstance(job, BackupJob)
+    return JobView(
+        id=job.id,
+        kind=job.kind,
+        machine=row.machine_name,
+        state=job.state,
+        created=row.created,
+        updated=row.updated,
+        error=job.error,
+        warnings=job.warnings,
+        point=_point_of(job),
+        result={} if backup else _restored(job),
+        progress=[],
+        disks=_disks(job),
+        events=[
+            EventView(time=e.time, kind=e.kind, text=e.text if e.effective else f"{e.text} (ignored)") for e in events
+        ],
+    )
+
+
+def _point_of(job: BackupJob | RestoreJob) -> str | None:
+    if isinstance(job, BackupJob):
+        return job.committed.id if job.committed else None
+    return job.point
+
+
+def _restored(job: BackupJob | RestoreJob) -> dict[str, Any]:
+    if isinstance(job, BackupJob):
+        return {}
+    result: dict[str, Any] = {"files": job.files}
+    if job.defined:
+        result |= job.defined.model_dump(mode="json", exclude={"kind"})
+    return result
+
+
+def _disks(job: BackupJob | RestoreJob) -> list[dict[str, str]]:
+    if isinstance(job, BackupJob):
+        return [{"target": p.target, "mode": p.mode.value, "reason": p.reason} for p in job.plans]
+    return [{"target": target} for target in job.files]

@@ -1,0 +1,170 @@
+"""Every mistake in a configuration file is told with its line, and what was probably meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config import Config, find_config, load_config, parse_config
+from workers.contract.errors import ConfigError, NotFound, UsageError
+from workers.contract.points import Consistency
+
+FILE = Path("/srv/lab/stillframe.toml")
+
+DESIGN = """
+[catalog]
+url = "sqlite:////var/lib/stillframe/catalog.sqlite"
+[broker]
+url = "memory://"                    # or redis://…
+[vaults.main]
+url = "file:///var/lib/stillframe/vault"
+key_file = "/etc/stillframe/main.key"
+[hypervisors.lab1]
+uri = "qemu+ssh://root@lab1/system"
+max_jobs = 2
+[policies.gold]
+schedule = "daily at 02:00"          # or cron = "0 2 * * *"
+timezone = "Europe/Berlin"
+consistency = "application"
+retention = { daily = 7, weekly = 4, monthly = 12, yearly = 3 }
+[protect.web]
+machines = ["web-*"]
+policy = "gold"
+vault = "main"
+"""
+
+MAIN = '[vaults.main]\nurl = "file:///v"\nkey_file = "k"\n'
+
+
+def parsed(text: str) -> Config:
+    return parse_config(text, FILE)
+
+
+def test_the_example_of_the_design_is_understood() -> None:
+    config = parsed(DESIGN)
+    assert config.catalog_url == "sqlite:////var/lib/stillframe/catalog.sqlite"
+    assert config.broker_url == "memory://"
+    assert config.worker.vaults["main"].url == "file:///var/lib/stillframe/vault"
+    assert config.worker.hypervisors["lab1"].uri == "qemu+ssh://root@lab1/system"
+    assert config.policies["gold"].retention is not None
+    assert config.protected_by("lab1", "web-7") == "web"
+    assert config.protected_by("lab1", "db-7") is None
+    assert config.vault_name() == "main"
+    assert config.consistency is Consistency.FILESYSTEM
+    assert not config.consistency_explicit
+
+
+def test_paths_are_relative_to_the_file_and_know_home(home: Path) -> None:
+    config = parsed(
+        '[catalog]\nurl = "sqlite:///c/catalog.db"\n[vaults.a]\nurl = "file://./vault"\nkey_file = "~/a.key"\n'
+        '[paths]\nstate = "../state"\n'
+    )
+    assert config.catalog_url == "sqlite:////srv/lab/c/catalog.db"
+    assert config.worker.vaults["a"].url == "file:///srv/lab/vault"
+    assert config.worker.vaults["a"].key_file == home / "a.key"
+    assert config.state_dir == Path("/srv/state")
+    assert config.worker.scratch_dir == Path("/srv/state/scratch")
+    assert config.worker.cache_dir == Path("/srv/state/cache")
+
+
+@pytest.fixture
+def home() -> Path:
+    return Path.home()
+
+
+def test_without_a_catalog_url_it_lies_in_the_state_folder() -> None:
+    assert parsed('[paths]\nstate = "/s"\n').catalog_url == "sqlite:////s/catalog.sqlite"
+
+
+def test_block_sizes_keep_the_order_of_the_file() -> None:
+    config = parsed('[backup]\nblock_size = "256KiB"\n[backup.block_sizes]\n"db-1/vdb" = 131072\n"db-*/vd?" = "4MiB"\n')
+    assert list(config.block_sizes.items()) == [("db-1/vdb", 128 << 10), ("db-*/vd?", 4 << 20)]
+    assert config.worker.block_size == 256 << 10
+
+
+def test_choice_of_the_vault() -> None:
+    two = parsed(MAIN + '[vaults.far]\nurl = "file:///f"\nkey_file = "k"\n')
+    with pytest.raises(UsageError, match="several vaults") as several:
+        two.vault_name()
+    assert "--vault main" in several.value.hint
+    assert two.vault_name("far") == "far"
+    with pytest.raises(NotFound, match="'mian'") as unknown:
+        two.vault_name("mian")
+    assert unknown.value.hint == "did you mean main?"
+    with pytest.raises(UsageError, match="no vault"):
+        parsed("").vault_name()
+
+
+# (what is written, line of the mistake, words of the message)
+MISTAKES = [
+    (
+        '[vaults.main]\nurl = "file:///v"\nkey_fle = "k"\n',
+        3,
+        "unknown key 'key_fle' in [vaults.main]; did you mean key_file",
+    ),
+    ('[vault.main]\nurl = "file:///v"\n', 1, "unknown section 'vault'; did you mean vaults"),
+    ('\n[vaults.main]\nkey_file = "k"\n', 2, "[vaults.main] needs url"),
+    ('[vaults.main]\nurl = "file:///v"\n', 1, "a vault needs its key"),
+    (MAIN + 'passphrase_file = "p"\n', 1, "exclude each other"),
+    ('[vaults.main]\nkey_file = "k"\nurl = "/v"\n', 3, 'did you mean "file:///v"'),
+    ('[vaults.main]\nkey_file = "k"\nurl = "s3://b/p"\n', 3, "no vault that this version knows"),
+    ('[vaults.main]\nkey_file = "k"\nurl = "file://v"\n', 3, 'did you mean "file:///v"'),
+    ('[vaults.main]\nkey_file = "k"\nurl = 7\n', 3, "url must be text in quotes, not 7"),
+    ('[vaults."a b"]\nkey_file = "k"\nurl = "file:///v"\n', 1, "'a b' cannot be a name"),
+    ("vaults = 3\n", 1, "vaults must be a table, not 3"),
+    ('[hypervisors.a]\nuri = "qemu:///system"\nmax_jobs = "2"\n', 3, "max_jobs must be a whole number, not '2'"),
+    ('[hypervisors.a]\nuri = "qemu:///system"\nmax_jobs = 0\n', 3, "greater than or equal to 1, not 0"),
+    ('[hypervisors.a]\nuri = "esx://a"\n', 2, "no hypervisor that this version knows"),
+    ('[catalog]\nurl = "mysql://a"\n', 2, "no catalog that this version knows"),
+    ('[broker]\nurl = "amqp://a"\n', 2, "no broker that this version knows"),
+    ('[backup]\nconsistency = "aplication"\n', 2, "did you mean application"),
+    ('[backup]\nblock_size = "3MB"\n', 2, 'did you mean "3MiB"'),
+    ('[backup]\nblock_size = "big"\n', 2, "is not a size"),
+    ('[backup]\nblock_size = "96KiB"\n', 2, "power of two from 64KiB to 4MiB"),
+    ('[backup]\nblock_size = "8MiB"\n', 2, "power of two from 64KiB to 4MiB"),
+    ('[backup]\nblock_sizes = { "vdb" = "1MiB" }\n', 2, 'write "machine/target"'),
+    ('[backup.block_sizes]\n\n"a/vdb" = true\n', 3, "is not a size"),
+    ('[backup]\nvault = "mian"\n' + MAIN, 2, "no vault is named 'mian'; did you mean main"),
+    ('[policies.gold]\nschedule = "dayly at 2"\n', 2, "is no schedule"),
+    ('[policies.gold]\ncron = "0 2 * *"\n', 2, "is no cron expression"),
+    ('[policies.gold]\ncron = "0 2 * * *"\nschedule = "hourly"\n', 1, "exclude each other"),
+    ('[policies.gold]\ntimezone = "Europe/Berln"\n', 2, "is no time zone"),
+    ('[policies.gold]\ntimezone = "../../etc/passwd"\n', 2, "is no time zone"),
+    ("[policies.gold]\nretention = { daliy = 7 }\n", 2, "unknown key 'daliy'"),
+    ("[policies.gold]\nretention = { daily = 0 }\n", 2, "keeps nothing"),
+    ("[policies.gold]\nrequire = 1\n", 2, "require must be true or false"),
+    ('[protect.web]\nmachines = "web"\npolicy = "gold"\n[policies.gold]\n', 2, "machines must be a list"),
+    ('[protect.web]\nmachines = ["web"]\npolicy = "gld"\n[policies.gold]\n', 3, "did you mean gold"),
+    ("\n\na = \n", 3, "not valid TOML"),
+    ("[a]\n[a]\n", 2, "not valid TOML"),
+    ('[backup]\nvault = "open\n', 2, "not valid TOML"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "words"), MISTAKES, ids=[words for _, _, words in MISTAKES])
+def test_a_mistake_has_its_line(text: str, line: int, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parsed(text)
+    message = str(caught.value)
+    assert words in message
+    assert message.startswith(f"{FILE}:{line}: ")
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parsed('[backup]\nthreads = 0\n[catalog]\nurl = 1\n[broker]\nulr = "memory://"\n')
+    assert [line.split(":")[1] for line in str(caught.value).splitlines()] == ["2", "4", "6"]
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"[backup]\n# \xff\xfe\n")
+    with pytest.raises(ConfigError, match=r"c\.toml:2: is not UTF-8"):
+        load_config(file)
+
+
+def test_a_named_file_that_is_missing_is_not_replaced_by_another(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such configuration file") as caught:
+        find_config(tmp_path / "none.toml")
+    assert "init --config" in caught.value.hint

@@ -1,0 +1,1 @@
+"""Real guests for tests, and the tests of those guests."""

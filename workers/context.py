@@ -1,0 +1,101 @@
+"""Names in commands, resolved on this worker: vaults, hypervisors, and ways into guests. Opened once, when asked for.
+
+This is where the parts of `workers` meet that do not know each other, and the only place that reads a secret.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, TypeVar
+
+from workers.config import VaultConfig, WorkerConfig
+from workers.contract.errors import NotFound, WrongKey
+from workers.contract.seams import GuestChannel, Hypervisor
+from workers.snapshot import Places
+
+if TYPE_CHECKING:
+    from workers.vault import Vault
+
+
+T = TypeVar("T")
+
+
+class Context:
+    """Everything a task needs of its worker. Thread-safe; a connection is shared by all threads."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self._vaults: dict[str, Vault] = {}
+        self._hypervisors: dict[str, Hypervisor] = {}
+        self._lock = Lock()
+
+    def vault(self, name: str) -> Vault:
+        """Raises NotFound for a name that is not configured, VaultMissing, WrongKey, NewerFormat."""
+        from workers.vault import Vault
+        from workers.vault.stores import open_store
+
+        with self._lock:
+            if name not in self._vaults:
+                wanted = _named(self.config.vaults, name, "vault")
+                key, passphrase = secrets_of(name, wanted)
+                self._vaults[name] = Vault.open(
+                    open_store(wanted.url), key=key, passphrase=passphrase, cache_dir=self.config.cache_dir
+                )
+            return self._vaults[name]
+
+    def hypervisor(self, name: str) -> Hypervisor:
+        """Raises NotFound for a name that is not configured, HypervisorUnreachable."""
+        from workers.hypervisors import open_hypervisor
+
+        with self._lock:
+            if name not in self._hypervisors:
+                wanted = _named(self.config.hypervisors, name, "hypervisor")
+                self._hypervisors[name] = open_hypervisor(wanted.uri, name=name, runtime_dir=self.config.runtime_dir)
+            return self._hypervisors[name]
+
+    def guest(self, hypervisor: str, uuid: str) -> GuestChannel:
+        from workers.guests.agent import AgentChannel
+
+        return AgentChannel(self.hypervisor(hypervisor).agent_command(uuid))
+
+    def places(self, hypervisor: str) -> Places:
+        wanted = _named(self.config.hypervisors, hypervisor, "hypervisor")
+        return Places(
+            scratch=wanted.scratch_dir or self.config.scratch_dir,
+            runtime=self.config.runtime_dir,
+            floor=self.config.scratch_floor,
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            for hypervisor in self._hypervisors.values():
+                hypervisor.close()
+            self._hypervisors.clear()
+            self._vaults.clear()
+
+
+def _named(found: dict[str, T], name: str, what: str) -> T:
+    if name not in found:
+        raise NotFound(
+            f"no {what} named {name!r} is configured", hint=f"configured: {', '.join(sorted(found)) or 'none'}"
+        )
+    return found[name]
+
+
+def secrets_of(name: str, vault: VaultConfig) -> tuple[bytes | None, bytes | None]:
+    """Key and passphrase of a vault, from the files that the configuration names. Raises WrongKey."""
+    from workers.vault.keys import read_key_file
+
+    if vault.key_file is not None:
+        return read_key_file(vault.key_file), None
+    if vault.passphrase_file is not None:
+        return None, _first_line(vault.passphrase_file)
+    raise WrongKey(f"vault {name!r} has no key configured", hint=f"set key_file under [vaults.{name}]")
+
+
+def _first_line(path: Path) -> bytes:
+    try:
+        return path.read_bytes().split(b"\n", 1)[0]
+    except OSError as error:
+        raise WrongKey(f"passphrase file {path}: {error.strerror}") from None

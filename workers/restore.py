@@ -1,0 +1,268 @@
+"""Bring disks and machines back from a point. The mirror of transfer: block map → reader → image.
+
+Nothing needs the machine that the point was taken of, its hypervisor, or the catalog: a vault and its key are enough
+(invariant 9). Every block is checked against its id as it is read, so a restored disk is a verified one.
+
+A disk is written under a temporary name that carries the job's, and gets its own by a link, which never overwrites.
+Whoever dies in between leaves files that are provably the job's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from workers.contract.errors import DiskError, NoSpace, NotFound, TargetExists, UsageError
+from workers.contract.messages import (
+    DefineMachine,
+    Discard,
+    Discarded,
+    DiskRestored,
+    MachineDefined,
+    PrepareRestore,
+    RestoreDisk,
+    RestorePrepared,
+    sf_name,
+)
+from workers.contract.points import DiskPoint, Point
+from workers.contract.seams import Hypervisor
+from workers.disks.images import Format
+from workers.disks.targets import open_target
+from workers.hypervisors.domain_xml import restored
+from workers.parallel import share_out
+from workers.vault import BlockMap, BlockReader, Vault
+
+WATCH_SECONDS = 0.5
+SPACE_MARGIN = 64 << 20
+"""Bytes beyond the disks' own data that must be free where they are restored to: image metadata, a little air."""
+
+
+@dataclass(slots=True)
+class Written:
+    """What a running restore has done so far; bytes and seconds."""
+
+    total_bytes: int
+    done_bytes: int = 0
+    written_bytes: int = 0
+    seconds: float = 0.0
+
+
+Watch = Callable[[Written], None]
+"""Called every half second; raises to stop the restore."""
+
+
+def disk_of(point: Point, target: str) -> DiskPoint:
+    """Raises NotFound, naming the disks that there are."""
+    for disk in point.disks:
+        if disk.target == target:
+            return disk
+    there = ", ".join(disk.target for disk in point.disks)
+    raise NotFound(f"point {point.id[:8]} has no disk {target}", hint=f"it has: {there}")
+
+
+# --- before anything is written --------------------------------------------------------------------------------
+
+
+def prepare(
+    vault: Vault, hypervisor: Hypervisor | None, command: PrepareRestore, folder: Path | None
+) -> RestorePrepared:
+    """Check everything that can be checked: point, disks, names, space. `folder` is where disks of a machine go."""
+    point = vault.point(command.point)
+    disks = [disk_of(point, target) for target in command.targets] if command.targets else point.disks
+    formats: dict[str, Format] = {disk.target: command.format or _as_it_was(disk) for disk in disks}
+    if command.to is not None:
+        files = {disks[0].target: str(Path(command.to).absolute())}
+    else:
+        if folder is None or hypervisor is None or command.name is None:
+            raise UsageError("a restored machine needs a name and a place", hint="give --name NEW and --dir DIR")
+        _require_free_name(hypervisor, command)
+        stem = f"{command.name}-restored-{command.job[:8]}" if command.replace else command.name
+        files = {disk.target: str(folder.absolute() / f"{stem}-{disk.target}.{formats[disk.target]}") for disk in disks}
+    reader = vault.reader()
+    needed: dict[Path, int] = {}
+    for disk in disks:
+        path = Path(files[disk.target])
+        _require_new(path)
+        place = _existing_parent(path)
+        needed[place] = needed.get(place, SPACE_MARGIN) + _data_bytes(reader, disk)
+    for place, size in needed.items():
+        free = shutil.disk_usage(place).free
+        if free < size:
+            raise NoSpace(
+                f"the restore needs {size >> 20} MiB in {place}, {free >> 20} MiB are free",
+                hint="choose another place with --dir or --to",
+            )
+    return RestorePrepared(files=files, formats=formats, point=point)
+
+
+def _as_it_was(disk: DiskPoint) -> Format:
+    return "qcow2" if disk.format == "qcow2" else "raw"
+
+
+def _require_free_name(hypervisor: Hypervisor, command: PrepareRestore) -> None:
+    if command.replace:
+        return
+    for summary in hypervisor.machines():
+        if summary.machine.name == command.name or summary.machine.uuid == command.uuid:
+            raise TargetExists(
+                f"a machine named {summary.machine.name} exists already",
+                hint="choose another --name, or --replace to put the point in its place",
+            )
+
+
+def _require_new(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise TargetExists(f"{path} exists already", hint="a restore never overwrites: choose another path")
+
+
+def _existing_parent(path: Path) -> Path:
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise DiskError(f"{parent} cannot be written to", hint="choose another place with --dir or --to")
+    return parent
+
+
+def _map_of(reader: BlockReader, disk: DiskPoint) -> BlockMap:
+    return BlockMap(reader, bytes.fromhex(disk.root), disk.capacity, disk.block_size)
+
+
+def _data_bytes(reader: BlockReader, disk: DiskPoint) -> int:
+    return sum(count * disk.block_size for _, count, id in _map_of(reader, disk).runs() if id is not None)
+
+
+# --- one disk --------------------------------------------------------------------------------------------------
+
+
+def temporary(path: Path, job: str) -> Path:
+    return path.with_name(f"{path.name}.{sf_name(job)}")
+
+
+def restore_disk(vault: Vault, command: RestoreDisk, folder: Path, threads: int, watch: Watch) -> DiskRestored:
+    """Write one disk of a point; it has its name only when it is whole. `folder` is the job's own, for sockets."""
+    started = time.monotonic()
+    disk = disk_of(vault.point(command.point), command.target)
+    path = Path(command.path)
+    _require_new(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    unfinished = temporary(path, command.job)
+    unfinished.unlink(missing_ok=True)
+    target = open_target(unfinished, command.format, disk.capacity, disk.options, folder)
+    try:
+        run = _Run(_map_of(vault.reader(), disk), vault.reader(), watch)
+        share_out(run.blocks(), lambda work: target.write(run.decoded(work)), threads)
+    finally:
+        target.close()
+        shutil.rmtree(folder)
+        with suppress(OSError):
+            folder.parent.rmdir()  # the last disk of the job removes the job's own folder
+    _publish(unfinished, path, keep=not command.standalone)
+    return DiskRestored(
+        target=command.target, written_bytes=run.written.written_bytes, seconds=round(time.monotonic() - started, 3)
+    )
+
+
+class _Run:
+    """One pass over one map."""
+
+    def __init__(self, blocks: BlockMap, reader: BlockReader, watch: Watch) -> None:
+        self._map = blocks
+        self._reader = reader
+        self._watch = watch
+        self.written = Written(blocks.size)
+        self._started = self._watched = time.monotonic()
+
+    def blocks(self) -> Iterator[tuple[int, bytes]]:
+        """`(offset, id)` of every block that is not zero. Pulled under the lock of `share_out`."""
+        block, size = self._map.block_size, self._map.size
+        for first, count, id in self._map.runs():
+            length = min((first + count) * block, size) - first * block
+            self.written.done_bytes += length
+            self._tick()
+            if id is not None:
+                self.written.written_bytes += length
+                for index in range(first, first + count):
+                    yield index * block, id
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._watched >= WATCH_SECONDS:
+            self._watched = now
+            self.written.seconds = now - self._started
+            self._watch(self.written)
+
+    def decoded(self, work: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        block, size, get = self._map.block_size, self._map.size, self._reader.get
+        for offset, id in work:
+            data = get(id)
+            if len(data) != min(block, size - offset):
+                raise DiskError(f"block at byte {offset} has {len(data)} bytes: the map does not fit the disk")
+            yield offset, data
+
+
+def _publish(unfinished: Path, path: Path, *, keep: bool) -> None:
+    """Give the finished file its name, unless somebody has taken it meanwhile."""
+    try:
+        os.link(unfinished, path)
+    except FileExistsError:
+        raise TargetExists(f"{path} was made by somebody else meanwhile") from None
+    if not keep:
+        unfinished.unlink()
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+# --- a machine -------------------------------------------------------------------------------------------------
+
+
+def define_machine(vault: Vault, hypervisor: Hypervisor, command: DefineMachine) -> MachineDefined:
+    """Define the machine on its restored disks. With `replace` the one that has its UUID is stopped and gives way;
+    its old disks stay where they are and are named in the result."""
+    point = vault.point(command.point)
+    replaced = _stop_original(hypervisor, command) if command.replace else []
+    any_disk = Path(next(iter(command.disks.values())))
+    nvram = any_disk.with_name(f"{command.name}-{command.job[:8]}_VARS.fd") if point.nvram is not None else None
+    definition = restored(
+        point.definition,
+        name=command.name,
+        uuid=command.uuid,
+        disks={target: (path, command.formats[target]) for target, path in command.disks.items()},
+        nvram_path=str(nvram) if nvram else None,
+        fresh_macs=not command.replace,
+    )
+    hypervisor.define(definition, point.nvram, start=command.start)
+    for path in command.disks.values():
+        temporary(Path(path), command.job).unlink(missing_ok=True)
+    return MachineDefined(uuid=command.uuid, name=command.name, started=command.start, replaced=replaced)
+
+
+def _stop_original(hypervisor: Hypervisor, command: DefineMachine) -> list[str]:
+    try:
+        found = hypervisor.inventory(command.uuid)
+    except NotFound:
+        return []
+    old = [disk.source for disk in found.disks if not disk.excluded and disk.source not in command.disks.values()]
+    hypervisor.undefine(command.uuid)
+    return old
+
+
+def discard(hypervisor: Hypervisor | None, command: Discard) -> Discarded:
+    """Remove what a restore that did not end has made: only files whose temporary name proves them to be the job's,
+    and the new machine, if the job may have defined one."""
+    if hypervisor is not None and command.uuid is not None:
+        hypervisor.undefine(command.uuid)
+    for name in command.paths:
+        path, proof = Path(name), temporary(Path(name), command.job)
+        with suppress(FileNotFoundError):
+            if proof.samefile(path):
+                path.unlink()
+        proof.unlink(missing_ok=True)
+    return Discarded()

@@ -1,0 +1,291 @@
+"""Take a snapshot of a machine, and let go of it again.
+
+Everything slow happens before the freeze: space is checked and scratch is made while the guest still writes. Between
+freeze and thaw stands one call to the hypervisor. The thaw is in a `finally`, and what the point is worth follows from
+what was counted, never from what was asked (invariant 7).
+
+Everything that a snapshot leaves on a host lies in two folders named after the job (scratch and runtime), so that
+`release` can remove it without knowing how far things got.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from workers.contract.errors import CheckpointUnusable, DiskError, GuestError, NoSpace, Yielded
+from workers.contract.machines import Disk, Inventory, Power
+from workers.contract.messages import BaseRefused, DiskPlan, ExportInfo, SnapshotInfo, SnapshotTaken, sf_name
+from workers.contract.points import Consistency, Mode
+from workers.contract.seams import BackupRequest, Begun, DiskRequest, GuestChannel, Hypervisor
+from workers.disks.images import Fingerprint, create, export_readonly, fingerprint, stop_exports
+
+THAW_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the snapshots of one hypervisor keep their files."""
+
+    scratch: Path
+    runtime: Path
+    floor: int
+    """Bytes that must stay free where scratch lives."""
+
+    def scratch_of(self, job: str) -> Path:
+        return self.scratch / sf_name(job)
+
+    def runtime_of(self, job: str) -> Path:
+        return self.runtime / sf_name(job)
+
+
+@dataclass(frozen=True, slots=True)
+class Quiesced:
+    """What a freeze was worth, as counted."""
+
+    consistency: Consistency
+    reason: str
+    frozen_ms: int | None
+
+
+def require_space(path: Path, floor: int) -> None:
+    """Raises NoSpace if less than `floor` bytes are free at `path`: a full scratch pauses the guest."""
+    free = shutil.disk_usage(path).free
+    if free < floor:
+        raise NoSpace(
+            f"only {free >> 20} MiB free in {path}, {floor >> 20} MiB must stay free while a backup runs",
+            hint="free some space there, or set `scratch` under [paths] to a larger file system",
+        )
+
+
+# --- a running machine -----------------------------------------------------------------------------------------
+
+
+def take_online(
+    hypervisor: Hypervisor,
+    guest: GuestChannel | None,
+    found: Inventory,
+    job: str,
+    plans: list[DiskPlan],
+    excluded: list[str],
+    goal: Consistency,
+    places: Places,
+) -> SnapshotTaken | BaseRefused:
+    """One point in time across all planned disks of a machine that runs. `guest` is None if no agent answered."""
+    disks = {disk.target: disk for disk in found.disks}
+    scratch = _make_scratch(job, plans, disks, places)
+    request = BackupRequest(
+        name=sf_name(job),
+        excluded=excluded,
+        disks=[
+            DiskRequest(
+                target=plan.target,
+                mode=plan.mode,
+                base=plan.base_checkpoint if plan.mode is Mode.INCREMENTAL else None,
+                scratch=scratch[plan.target],
+                tracks_changes=plan.tracks_changes,
+            )
+            for plan in plans
+        ],
+    )
+    point = _Point(hypervisor, found.machine.uuid, request)
+    try:
+        quiesced = _quiesced(point, guest, found.power, goal)
+    except CheckpointUnusable as refusal:
+        shutil.rmtree(places.scratch_of(job))
+        return BaseRefused(target=refusal.target, reason=str(refusal))
+    begun = point.begun
+    exports = [
+        ExportInfo(
+            target=export.target,
+            socket=export.socket,
+            name=export.name,
+            bitmap=export.bitmap,
+            capacity=disks[export.target].capacity,
+        )
+        for export in begun.exports
+    ]
+    return SnapshotTaken(
+        snapshot=SnapshotInfo(
+            name=request.name,
+            online=True,
+            exports=exports,
+            checkpoint=request.name if begun.checkpoint_xml else None,
+            checkpoint_xml=begun.checkpoint_xml,
+            time=point.time.isoformat(),
+            consistency=quiesced.consistency,
+            consistency_reason=quiesced.reason,
+            frozen_ms=quiesced.frozen_ms,
+            definition=found.definition,
+            nvram=hypervisor.nvram(found),
+        )
+    )
+
+
+class _Point:
+    """The one call that makes the point in time, and when it was made."""
+
+    def __init__(self, hypervisor: Hypervisor, uuid: str, request: BackupRequest) -> None:
+        self._hypervisor = hypervisor
+        self._uuid = uuid
+        self._request = request
+        self.time = datetime.now(UTC)
+        self.begun = Begun([], None)
+
+    def make(self) -> None:
+        self.time = datetime.now(UTC)
+        self.begun = self._hypervisor.begin_backup(self._uuid, self._request)
+
+
+def _make_scratch(job: str, plans: list[DiskPlan], disks: dict[str, Disk], places: Places) -> dict[str, Path]:
+    places.scratch.mkdir(parents=True, exist_ok=True, mode=0o711)
+    require_space(places.scratch, places.floor)
+    folder = places.scratch_of(job)
+    folder.mkdir(mode=0o711, exist_ok=True)
+    made = {}
+    for plan in plans:
+        if plan.target not in disks:
+            raise DiskError(f"disk {plan.target} was removed from the machine while its backup was prepared")
+        made[plan.target] = folder / f"{plan.target}.qcow2"
+        made[plan.target].unlink(missing_ok=True)
+        create(made[plan.target], "qcow2", disks[plan.target].capacity)
+    return made
+
+
+def _quiesced(point: _Point, guest: GuestChannel | None, power: Power, goal: Consistency) -> Quiesced:
+    """Freeze if that is wanted and possible, make the point, thaw."""
+    if goal is Consistency.CRASH or guest is None or power is not Power.RUNNING:
+        point.make()
+        return Quiesced(Consistency.CRASH, _why_not_frozen(goal, guest, power), None)
+    try:
+        frozen = guest.freeze()
+    except GuestError as error:
+        thaw(guest)  # the freeze may have landed all the same
+        point.make()
+        return Quiesced(Consistency.CRASH, f"the guest could not be frozen: {error}", None)
+    since = time.monotonic()
+    try:
+        point.make()
+    finally:
+        thawed = thaw(guest)
+        frozen_ms = round((time.monotonic() - since) * 1000)
+    if frozen == 0:
+        return Quiesced(Consistency.CRASH, "the guest agent froze no file system", frozen_ms)
+    if thawed != frozen:
+        broken = f"the freeze was broken meanwhile: {frozen} file systems frozen, {thawed} thawed"
+        return Quiesced(Consistency.CRASH, broken, frozen_ms)
+    return Quiesced(Consistency.FILESYSTEM, f"{frozen} file systems frozen and thawed", frozen_ms)
+
+
+def _why_not_frozen(goal: Consistency, guest: GuestChannel | None, power: Power) -> str:
+    if goal is Consistency.CRASH:
+        return "crash consistency was asked for"
+    if power is Power.PAUSED:
+        return "the machine is paused: its guest cannot be frozen"
+    assert guest is None
+    return "no guest agent answers: install and start qemu-guest-agent in the guest"
+
+
+def thaw(guest: GuestChannel) -> int:
+    """Thaw until confirmed; how many file systems were thawed. Raises GuestError if the guest may still be frozen."""
+    thawed = 0
+    for attempt in range(1, THAW_TRIES + 1):
+        try:
+            thawed += guest.thaw()
+            if not guest.frozen():
+                return thawed
+        except GuestError:
+            if attempt == THAW_TRIES:
+                raise
+    raise GuestError("the guest still says that it is frozen after a thaw")
+
+
+# --- a machine that is off -------------------------------------------------------------------------------------
+
+
+def take_offline(
+    hypervisor: Hypervisor, found: Inventory, job: str, plans: list[DiskPlan], places: Places
+) -> SnapshotTaken:
+    """Serve the images of a machine that is off. No new checkpoint: the base stays, and the next run reads a superset
+    of the changes, which is safe (invariant 2)."""
+    disks = {disk.target: disk for disk in found.disks}
+    folder = places.runtime_of(job)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    time_of_point = datetime.now(UTC)
+    exports = []
+    for plan in plans:
+        disk = disks[plan.target]
+        bitmap = plan.base_checkpoint if plan.mode is Mode.INCREMENTAL else None
+        image = Path(disk.source)
+        _fingerprint_file(folder, plan.target).write_text(fingerprint(image).model_dump_json())
+        socket = folder / f"{plan.target}.sock"
+        export_readonly(image, disk.format, socket, bitmap=bitmap)
+        exports.append(
+            ExportInfo(
+                target=plan.target,
+                socket=str(socket),
+                name="",
+                bitmap=f"qemu:dirty-bitmap:{bitmap}" if bitmap else None,
+                capacity=disk.capacity,
+            )
+        )
+    return SnapshotTaken(
+        snapshot=SnapshotInfo(
+            name=sf_name(job),
+            online=False,
+            exports=exports,
+            checkpoint=None,
+            checkpoint_xml=None,
+            time=time_of_point.isoformat(),
+            consistency=Consistency.APPLICATION if found.orderly_off else Consistency.CRASH,
+            consistency_reason="the machine is off, after an orderly shutdown"
+            if found.orderly_off
+            else "the machine is off, and not known to have shut down in order",
+            frozen_ms=None,
+            definition=found.definition,
+            nvram=hypervisor.nvram(found),
+        )
+    )
+
+
+def _fingerprint_file(folder: Path, target: str) -> Path:
+    return folder / f"{target}.image.json"
+
+
+def require_unwritten(job: str, target: str, source: str, places: Places) -> None:
+    """Raises Yielded if the image of a machine that was off has been written since the snapshot."""
+    kept = Fingerprint.model_validate_json(_fingerprint_file(places.runtime_of(job), target).read_text())
+    if fingerprint(Path(source)) != kept:
+        raise Yielded(
+            f"the image of {target} was written during the backup of a machine that was off (was it started?)",
+            hint="run the backup again: a running machine is backed up too",
+        )
+
+
+# --- afterwards ------------------------------------------------------------------------------------------------
+
+
+def remove_files(job: str, places: Places) -> None:
+    """End the job's helpers and remove its scratch and runtime folders. Idempotent."""
+    runtime = places.runtime_of(job)
+    if runtime.is_dir():
+        stop_exports(runtime)
+        shutil.rmtree(runtime)
+    scratch = places.scratch_of(job)
+    if scratch.is_dir():
+        shutil.rmtree(scratch)
+
+
+def strays(places: Places) -> list[str]:
+    """Jobs that have files here, whoever they belong to."""
+    jobs = {
+        entry.name.removeprefix("sf-")
+        for folder in (places.scratch, places.runtime)
+        if folder.is_dir() and os.access(folder, os.R_OK)
+        for entry in folder.glob("sf-*")
+    }
+    return sorted(jobs)

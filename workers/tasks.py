@@ -1,0 +1,261 @@
+"""One thin Celery task per command: resolve the names, make the move, report the event.
+
+Whatever happens inside a task becomes an event: the controller never has to guess from a missing message what an
+exception meant. Only a killed process reports nothing, and that the reconciler notices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from workers import restore, snapshot, transfer
+from workers.app import cancel_requested, post_event, publish_progress
+from workers.context import Context
+from workers.contract import messages as m
+from workers.contract.errors import (
+    Cancelled,
+    DiskError,
+    GuestError,
+    StillframeError,
+    UsageError,
+    VaultError,
+    Yielded,
+    describe,
+)
+from workers.contract.machines import Power
+from workers.contract.points import DiskPoint, Mode, Point
+from workers.contract.seams import GuestChannel
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+C = TypeVar(
+    "C",
+    m.Prepare,
+    m.TakeSnapshot,
+    m.TransferDisk,
+    m.CommitPoint,
+    m.Release,
+    m.PrepareRestore,
+    m.RestoreDisk,
+    m.DefineMachine,
+    m.Discard,
+    m.Thaw,
+)
+
+
+class Tasks:
+    """The commands of the contract, performed on one worker."""
+
+    def __init__(self, app: Celery, context: Context) -> None:
+        self._app = app
+        self._context = context
+        self._register(m.Prepare, self.prepare)
+        self._register(m.TakeSnapshot, self.take_snapshot)
+        self._register(m.TransferDisk, self.transfer_disk)
+        self._register(m.CommitPoint, self.commit_point)
+        self._register(m.Release, self.release)
+        self._register(m.PrepareRestore, self.prepare_restore)
+        self._register(m.RestoreDisk, self.restore_disk)
+        self._register(m.DefineMachine, self.define_machine)
+        self._register(m.Discard, self.discard)
+        self._register(m.Thaw, self.thaw)
+
+    def _register(self, message: type[C], perform: Callable[[C], m.Event]) -> None:
+        def task(text: str) -> None:
+            command = message.model_validate_json(text)
+            try:
+                event = perform(command)
+            except Exception as error:  # noqa: BLE001 - the border: whatever happens becomes an event
+                event = m.Failed(command=command.kind, error=describe(error), target=getattr(command, "target", None))
+            post_event(self._app, command.job, event)
+
+        kind: Any = message.model_fields["kind"].default
+        self._app.task(task, name=f"stillframe.{kind}")
+
+    # --- backup ------------------------------------------------------------------------------------------------
+
+    def prepare(self, command: m.Prepare) -> m.Event:
+        vault = self._context.vault(command.vault)
+        hypervisor = self._context.hypervisor(command.machine.hypervisor)
+        found = hypervisor.inventory(command.machine.uuid, base=command.base_checkpoint, base_xml=command.base_xml)
+        vault.announce(command.job, command.point)
+        return m.Prepared(inventory=found, online=found.power is not Power.OFF)
+
+    def take_snapshot(self, command: m.TakeSnapshot) -> m.Event:
+        name, uuid = command.machine.hypervisor, command.machine.uuid
+        hypervisor = self._context.hypervisor(name)
+        places = self._context.places(name)
+        found = hypervisor.inventory(uuid)
+        if (found.power is not Power.OFF) != command.online:
+            raise Yielded("the machine was started or stopped while its backup was prepared", hint="run it again")
+        if not command.online:
+            return snapshot.take_offline(hypervisor, found, command.job, command.disks, places)
+        guest = self._answering(name, uuid) if found.power is Power.RUNNING else None
+        return snapshot.take_online(
+            hypervisor, guest, found, command.job, command.disks, command.excluded, command.goal, places
+        )
+
+    def _answering(self, hypervisor: str, uuid: str) -> GuestChannel | None:
+        guest = self._context.guest(hypervisor, uuid)
+        return guest if guest.ping() else None
+
+    def transfer_disk(self, command: m.TransferDisk) -> m.Event:
+        from workers.disks.nbd_source import NbdSource
+        from workers.vault import BlockMap
+
+        vault, plan, export = self._context.vault(command.vault), command.plan, command.export
+        base = None
+        if plan.mode is Mode.INCREMENTAL and plan.base_root and plan.base_capacity is not None:
+            base = BlockMap(vault.reader(), bytes.fromhex(plan.base_root), plan.base_capacity, plan.block_size)
+        settings = transfer.Settings(plan.block_size, threads=self._context.config.transfer_threads)
+        try:
+            source = NbdSource(Path(export.socket), export.name, bitmap=export.bitmap)
+            done = transfer.transfer_disk(source, vault, settings, base=base, watch=self._transfer_watch(command))
+        finally:
+            self._require_unwritten(command)
+        if source.size != command.disk.capacity:
+            raise DiskError(f"{plan.target} was resized between its inventory and its snapshot")
+        return m.DiskTransferred(disk=_disk_point(command, done), alert=done.alert)
+
+    def _require_unwritten(self, command: m.TransferDisk) -> None:
+        if not command.online:
+            places = self._context.places(command.machine.hypervisor)
+            snapshot.require_unwritten(command.job, command.plan.target, command.disk.source, places)
+
+    def _transfer_watch(self, command: m.TransferDisk) -> transfer.Watch:
+        places = self._context.places(command.machine.hypervisor)
+
+        def watch(tally: transfer.Tally) -> None:
+            self._stop_if_cancelled(command.job)
+            if command.online:
+                snapshot.require_space(places.scratch, places.floor)
+            self._require_unwritten(command)
+            progress = m.Progress(
+                target=command.plan.target,
+                done_bytes=tally.done_bytes,
+                total_bytes=tally.total_bytes,
+                read_bytes=tally.read_bytes,
+                stored_bytes=tally.stored_bytes,
+                rate=tally.read_bytes / max(tally.seconds, 0.001),
+                bottleneck=tally.bottleneck,
+            )
+            publish_progress(self._app, command.job, progress)
+
+        return watch
+
+    def _stop_if_cancelled(self, job: str) -> None:
+        if cancel_requested(self._app, job):
+            raise Cancelled("cancelled")
+
+    def commit_point(self, command: m.CommitPoint) -> m.Event:
+        self._context.vault(command.vault).commit(command.point)
+        return m.PointCommitted(point=command.point.id)
+
+    def release(self, command: m.Release) -> m.Event:
+        """Every step is tried, whatever the others came to; the first error is raised at the end. The thaw comes
+        first and needs no vault; what was never begun is not looked for, so that a dead hypervisor or a missing vault
+        does not make a second failure of the first."""
+        name, uuid = command.machine.hypervisor, command.machine.uuid
+        point: list[Point] = []
+        warnings: list[str] = []
+
+        def settle() -> None:
+            found = self._context.vault(command.vault).settle(command.point) if command.commit_sent else None
+            point.extend([found] if found else [])
+            self._drop_checkpoint(command, committed=found is not None)
+
+        def withdraw() -> None:
+            try:
+                self._context.vault(command.vault).withdraw(command.job)
+            except VaultError as error:
+                warnings.append(f"the session could not be withdrawn from vault {command.vault}: {error}")
+
+        steps: list[Callable[[], object]] = []
+        if command.thaw:
+            steps.append(lambda: self.thaw(m.Thaw(job=command.job, machine=command.machine)))
+        if command.new_checkpoint is not None:
+            steps.append(lambda: self._context.hypervisor(name).end_backup(uuid, m.sf_name(command.job)))
+        steps += [lambda: snapshot.remove_files(command.job, self._context.places(name)), settle, withdraw]
+        errors: list[StillframeError] = []
+        for step in steps:
+            try:
+                step()
+            except StillframeError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return m.Released(committed=point[0] if point else None, warnings=warnings)
+
+    def _drop_checkpoint(self, command: m.Release, *, committed: bool) -> None:
+        """Invariants 1 and 2: the old one only after its successor is durable, the new one only without its point."""
+        doomed = command.old_checkpoint if committed else command.new_checkpoint
+        if doomed is not None:
+            self._context.hypervisor(command.machine.hypervisor).delete_checkpoint(command.machine.uuid, doomed)
+
+    def thaw(self, command: m.Thaw) -> m.Event:
+        guest = self._context.guest(command.machine.hypervisor, command.machine.uuid)
+        try:
+            frozen = guest.frozen()
+        except GuestError:
+            return m.Thawed(thawed=0)  # no agent answers any more: the machine stopped, or never had one
+        return m.Thawed(thawed=snapshot.thaw(guest) if frozen else 0)
+
+    # --- restore -----------------------------------------------------------------------------------------------
+
+    def prepare_restore(self, command: m.PrepareRestore) -> m.Event:
+        hypervisor = self._context.hypervisor(command.hypervisor) if command.hypervisor else None
+        folder = Path(command.directory) if command.directory else None
+        if command.pool is not None:
+            if hypervisor is None:
+                raise UsageError("a pool belongs to a hypervisor", hint="name one with --hypervisor")
+            folder = hypervisor.volume_dir(command.pool)
+        return restore.prepare(self._context.vault(command.vault), hypervisor, command, folder)
+
+    def restore_disk(self, command: m.RestoreDisk) -> m.Event:
+        folder = self._context.config.runtime_dir / m.sf_name(command.job) / command.target
+        threads = self._context.config.transfer_threads
+
+        def watch(written: restore.Written) -> None:
+            self._stop_if_cancelled(command.job)
+            progress = m.Progress(
+                target=command.target,
+                done_bytes=written.done_bytes,
+                total_bytes=written.total_bytes,
+                read_bytes=written.written_bytes,
+                stored_bytes=0,
+                rate=written.written_bytes / max(written.seconds, 0.001),
+            )
+            publish_progress(self._app, command.job, progress)
+
+        return restore.restore_disk(self._context.vault(command.vault), command, folder, threads, watch)
+
+    def define_machine(self, command: m.DefineMachine) -> m.Event:
+        hypervisor = self._context.hypervisor(command.hypervisor)
+        return restore.define_machine(self._context.vault(command.vault), hypervisor, command)
+
+    def discard(self, command: m.Discard) -> m.Event:
+        hypervisor = self._context.hypervisor(command.hypervisor) if command.hypervisor else None
+        runtime = self._context.config.runtime_dir
+        snapshot.remove_files(command.job, snapshot.Places(runtime, runtime, 0))
+        return restore.discard(hypervisor, command)
+
+
+def _disk_point(command: m.TransferDisk, done: transfer.Transferred) -> DiskPoint:
+    plan, disk = command.plan, command.disk
+    return DiskPoint(
+        target=plan.target,
+        source=disk.source,
+        format=disk.format,
+        identity=disk.identity,
+        capacity=disk.capacity,
+        block_size=plan.block_size,
+        root=done.root.hex(),
+        mode=Mode.FULL if done.alert else plan.mode,
+        reason=f"read in full: {done.alert}" if done.alert else plan.reason,
+        checkpoint=None,
+        options=disk.source_options,
+        figures=done.figures,
+    )

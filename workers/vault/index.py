@@ -1,0 +1,238 @@
+"""Which block is where: index segments in the vault, and this host's look-up cache of them.
+
+Segments are the truth that writers share; the cache (SQLite, 55 bytes a block on disk and next to nothing in memory)
+only makes it quick to ask, and is thrown away whenever it is doubted. It names the segments it holds: what vanished
+from the vault leaves the cache at the next refresh, so that no writer relies on a block that is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from workers.contract.errors import Corrupt, ObjectMissing, VaultError
+from workers.contract.seams import Store
+from workers.vault.packs import ENTRY_SIZE, Entry, decode_entries, encode_entries, pack_name
+from workers.vault.sealing import INDEX, Keyring, open_object, seal_object
+
+FLUSH = 65_536
+"""Entries after which a writer writes a segment."""
+PREFIX = "index/"
+_PACK = struct.Struct(">32sI")
+T = TypeVar("T")
+_SCHEMA_VERSION = 1
+_SCHEMA = f"""
+CREATE TABLE segments (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE packs (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE);
+CREATE TABLE named (segment INTEGER NOT NULL, pack INTEGER NOT NULL, PRIMARY KEY (segment, pack)) WITHOUT ROWID;
+CREATE TABLE blocks (
+    id BLOB NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL, stored INTEGER NOT NULL, plain INTEGER NOT NULL,
+    kind INTEGER NOT NULL, codec INTEGER NOT NULL, PRIMARY KEY (id, pack)
+) WITHOUT ROWID;
+PRAGMA user_version = {_SCHEMA_VERSION};
+"""
+Packs = dict[bytes, list[Entry]]
+"""SHA-256 of a pack → its entries."""
+
+
+class Location(NamedTuple):
+    """Where one copy of a block is."""
+
+    pack: str
+    entry: Entry
+
+
+# --- segments ------------------------------------------------------------------------------------------------------
+
+
+def encode_segment(packs: Packs) -> bytes:
+    return b"".join(_PACK.pack(digest, len(entries)) + encode_entries(entries) for digest, entries in packs.items())
+
+
+def decode_segment(plain: bytes, what: str) -> Packs:
+    """Raises Corrupt."""
+    packs: Packs = {}
+    position = 0
+    while position < len(plain):
+        if position + _PACK.size > len(plain):
+            raise Corrupt(f"{what} is cut short")
+        digest, count = _PACK.unpack_from(plain, position)
+        position += _PACK.size
+        end = position + count * ENTRY_SIZE
+        if end > len(plain):
+            raise Corrupt(f"{what} is cut short")
+        packs.setdefault(digest, []).extend(decode_entries(plain[position:end]))
+        position = end
+    return packs
+
+
+def write_segment(store: Store, keys: Keyring, packs: Packs) -> str:
+    """Write `packs`, all durable already, as a segment; its name."""
+    data = seal_object(INDEX, keys.data, keys.vault, "", encode_segment(packs))
+    name = PREFIX + hashlib.sha256(data).hexdigest()
+    store.put(name, data)
+    return name
+
+
+def read_segment(store: Store, keys: Keyring, name: str) -> Packs:
+    """Raises Corrupt, ObjectMissing."""
+    data = store.get(name)
+    if PREFIX + hashlib.sha256(data).hexdigest() != name:
+        raise Corrupt(f"{name} is not what was written")
+    return decode_segment(open_object(INDEX, keys.data, keys.vault, "", data, what=name), name)
+
+
+# --- the cache -----------------------------------------------------------------------------------------------------
+
+
+class Index:
+    """The cache of one vault's index on this host. Thread-safe; several processes may use the same file."""
+
+    def __init__(self, store: Store, keys: Keyring, folder: Path) -> None:
+        self._store = store
+        self._keys = keys
+        self._path = folder / keys.vault.hex() / "index.sqlite"
+        self._lock = threading.RLock()
+        self._db: sqlite3.Connection | None = None
+        self.damaged: dict[str, str] = {}
+        """Segments that could not be read at the last refresh: name → why. Their blocks count as unknown."""
+
+    def refresh(self) -> None:
+        """Take over the segments that the vault has now. Raises VaultError if the store cannot be listed."""
+        self._use(self._refresh)
+
+    def _refresh(self, db: sqlite3.Connection) -> None:
+        present = {info.name for info in self._store.list(PREFIX)}
+        held = {name for (name,) in db.execute("SELECT name FROM segments")}
+        if held - present:
+            _forget(db, held - present)
+        self.damaged = {}
+        for name in sorted(present - held):
+            try:
+                packs = read_segment(self._store, self._keys, name)
+            except Corrupt as error:
+                self.damaged[name] = str(error)
+            except ObjectMissing:
+                continue  # removed since it was listed
+            else:
+                _insert(db, name, packs)
+
+    def add(self, name: str, packs: Packs) -> None:
+        """Take over a segment that this process wrote."""
+        self._use(lambda db: _insert(db, name, packs))
+
+    def has(self, id: bytes) -> bool:
+        return self._use(lambda db: db.execute("SELECT 1 FROM blocks WHERE id = ?", (id,)).fetchone()) is not None
+
+    def find(self, id: bytes) -> list[Location]:
+        """Every known copy of a block."""
+        query = (
+            "SELECT packs.digest, offset, stored, plain, kind, codec FROM blocks JOIN packs ON packs.id = blocks.pack"
+            " WHERE blocks.id = ?"
+        )
+        rows = self._use(lambda db: db.execute(query, (id,)).fetchall())
+        return [Location(pack_name(digest), Entry(id, *rest)) for digest, *rest in rows]
+
+    def count(self) -> tuple[int, int]:
+        """Unique blocks, and their plain bytes."""
+        query = "SELECT COUNT(*), COALESCE(SUM(plain), 0) FROM (SELECT MAX(plain) AS plain FROM blocks GROUP BY id)"
+        blocks, size = self._use(lambda db: db.execute(query).fetchone())
+        return int(blocks), int(size)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _use(self, act: Callable[[sqlite3.Connection], T]) -> T:
+        """`act` on the cache. One that SQLite finds damaged is thrown away and made again from the segments."""
+        with self._lock:
+            try:
+                try:
+                    return act(self._connection())
+                except sqlite3.OperationalError:
+                    raise
+                except sqlite3.DatabaseError:
+                    self._discard()
+                    db = self._connection()
+                    self._refresh(db)
+                    return act(db)
+            except (sqlite3.Error, OSError) as error:
+                hint = "check the disk that holds it, or remove the file: it is made again"
+                raise VaultError(f"the look-up cache {self._path} cannot be used: {error}", hint=hint) from error
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._db = self._open()
+        return self._db
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA cache_size = -16384")
+            db.execute("BEGIN IMMEDIATE")
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    db.execute(statement)
+            db.execute("COMMIT")
+            if version not in (0, _SCHEMA_VERSION):
+                raise sqlite3.DatabaseError(f"schema {version}")
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def _discard(self) -> None:
+        self.close()
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def _insert(db: sqlite3.Connection, name: str, packs: Packs) -> None:
+    with _transaction(db):
+        if not db.execute("INSERT OR IGNORE INTO segments (name) VALUES (?)", (name,)).rowcount:
+            return  # another process was quicker
+        (segment,) = db.execute("SELECT id FROM segments WHERE name = ?", (name,)).fetchone()
+        for digest, entries in packs.items():
+            db.execute("INSERT OR IGNORE INTO packs (digest) VALUES (?)", (digest,))
+            (pack,) = db.execute("SELECT id FROM packs WHERE digest = ?", (digest,)).fetchone()
+            db.execute("INSERT OR IGNORE INTO named VALUES (?, ?)", (segment, pack))
+            # In order of ids, so that each page of the tree is touched once.
+            rows = sorted((entry.id, pack, *entry[1:]) for entry in entries)
+            db.executemany("INSERT OR IGNORE INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+
+
+def _forget(db: sqlite3.Connection, names: Iterable[str]) -> None:
+    """Drop segments, and the blocks of packs that no other segment names."""
+    orphans = "(SELECT id FROM packs WHERE id NOT IN (SELECT pack FROM named))"
+    with _transaction(db):
+        for name in names:
+            db.execute("DELETE FROM named WHERE segment = (SELECT id FROM segments WHERE name = ?)", (name,))
+            db.execute("DELETE FROM segments WHERE name = ?", (name,))
+        db.execute(f"DELETE FROM blocks WHERE pack IN {orphans}")
+        db.execute(f"DELETE FROM packs WHERE id IN {orphans}")

@@ -1,0 +1,200 @@
+"""Key slots, key files and the recovery phrase: the ways to a vault's master key.
+
+A slot wraps the master key under a secret of its holder, so that secrets can be added, changed and removed without
+touching a byte of data. Only a passphrase is stretched (Argon2id): a key file has 256 random bits and a recovery
+phrase 200, which nobody guesses however fast the function is.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from workers.contract.errors import Corrupt, TargetExists, VaultError, WrongKey
+from workers.contract.machines import Value
+from workers.contract.seams import Store
+from workers.vault.sealing import NONCE, decode_plain, derive, encode_plain
+
+Kind = Literal["keyfile", "passphrase", "recovery"]
+KEY_SIZE = 32
+_PHRASE_SIZE = 25
+_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_CHECKS = _DIGITS + "*~$=U"
+_ARGON2ID = {"iterations": 3, "lanes": 4, "memory_kib": 64 << 10}
+_ARGON2ID_LIMITS = {"iterations": 64, "lanes": 64, "memory_kib": 4 << 20}
+
+
+class SlotInfo(Value):
+    """A key slot, without its secret."""
+
+    id: str
+    kind: Kind
+    created: datetime
+
+
+# --- key files -----------------------------------------------------------------------------------------------------
+
+
+def write_key_file(path: Path) -> bytes:
+    """Create a key file (0600), exclusively, and return its key. Raises TargetExists, VaultError."""
+    key = secrets.token_bytes(KEY_SIZE)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise TargetExists(f"key file {path} exists already", hint="it may open another vault: move it away") from None
+    except OSError as error:
+        raise VaultError(f"cannot write key file {path}: {error.strerror}") from error
+    with os.fdopen(fd, "wb") as file:
+        file.write(key.hex().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return key
+
+
+def read_key_file(path: Path) -> bytes:
+    """The key in a key file. Raises WrongKey if it is absent, readable by others, or not a key."""
+    try:
+        mode = path.stat().st_mode
+        text = path.read_bytes()[:4096]
+    except OSError as error:
+        raise WrongKey(f"cannot read key file {path}: {error.strerror}", hint="check key_file of the vault") from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise WrongKey(f"key file {path} is world-readable or open to its group", hint=f"chmod 600 {path}")
+    digits = text.strip()
+    try:
+        key = bytes.fromhex(digits.decode("ascii"))
+    except ValueError:
+        key = b""
+    if len(digits) != 2 * KEY_SIZE or len(key) != KEY_SIZE:
+        raise WrongKey(f"{path} is not a key file: it should hold {2 * KEY_SIZE} hex digits")
+    return key
+
+
+# --- the recovery phrase -------------------------------------------------------------------------------------------
+
+
+def format_phrase(secret: bytes) -> str:
+    """`secret` (25 bytes) as people write it down: groups of Crockford base 32 and a check digit."""
+    number = int.from_bytes(secret, "big")
+    digits = "".join(_DIGITS[(number >> shift) & 31] for shift in range(8 * _PHRASE_SIZE - 5, -1, -5))
+    groups = [digits[i : i + 5] for i in range(0, len(digits), 5)]
+    return "-".join([*groups, _CHECKS[number % 37]])
+
+
+def parse_phrase(text: bytes) -> bytes | None:
+    """The secret of a recovery phrase, or None if `text` is not one (a mistyped digit fails the check digit)."""
+    try:
+        clean = text.decode("ascii").upper()
+    except UnicodeDecodeError:
+        return None
+    clean = "".join(clean.replace("-", "").split()).translate(str.maketrans("OIL", "011"))
+    body, check = clean[:-1], clean[-1:]
+    if len(body) != 8 * _PHRASE_SIZE // 5 or any(digit not in _DIGITS for digit in body):
+        return None
+    number = 0
+    for digit in body:
+        number = number << 5 | _DIGITS.index(digit)
+    return number.to_bytes(_PHRASE_SIZE, "big") if _CHECKS[number % 37] == check else None
+
+
+# --- slots ---------------------------------------------------------------------------------------------------------
+
+
+def make_slot(store: Store, vault_id: str, master: bytes, kind: Kind, secret: bytes) -> SlotInfo:
+    """Wrap `master` under `secret` in a new slot."""
+    slot = secrets.token_hex(8)
+    kdf: dict[str, Any] = {"name": "hkdf-sha256", "salt": secrets.token_hex(32)}
+    if kind == "passphrase":
+        kdf |= {"name": "argon2id", **_ARGON2ID}
+    created = datetime.now(UTC)
+    wrapped = AESGCM(_kek(kdf, secret, slot)).encrypt(NONCE, master, _aad(vault_id, slot, kind))
+    fields = {"id": slot, "kind": kind, "created": created.isoformat(), "kdf": kdf, "wrapped": wrapped.hex()}
+    if not store.put(f"keys/{slot}", encode_plain(fields)):
+        raise VaultError(f"key slot {slot} exists already")
+    return SlotInfo(id=slot, kind=kind, created=created)
+
+
+def read_slots(store: Store) -> Iterator[tuple[SlotInfo, dict[str, Any]]]:
+    """Every slot with its fields. Raises Corrupt at a damaged one."""
+    for info in store.list("keys/"):
+        fields = decode_plain(store.get(info.name), info.name)
+        try:
+            slot = SlotInfo(id=fields["id"], kind=fields["kind"], created=fields["created"])
+        except (KeyError, ValueError):
+            raise Corrupt(f"{info.name} is not a key slot") from None
+        if info.name != f"keys/{slot.id}":
+            raise Corrupt(f"{info.name} holds another slot")
+        yield slot, fields
+
+
+def unwrap(store: Store, vault_id: str, *, key: bytes | None, passphrase: bytes | None) -> bytes:
+    """The master key. Raises WrongKey if no slot opens, Corrupt if that may be because one is damaged."""
+    secrets_of: dict[str, bytes] = {}
+    if key is not None:
+        secrets_of["keyfile"] = key
+    if passphrase is not None:
+        secrets_of["passphrase"] = passphrase
+        if (phrase := parse_phrase(passphrase)) is not None:
+            secrets_of["recovery"] = phrase
+    if not secrets_of:
+        raise WrongKey("no key was given for the vault", hint="set key_file or passphrase_file for it")
+    damaged: Corrupt | None = None
+    count = 0
+    for info in list(store.list("keys/")):
+        count += 1
+        try:
+            master = _try_slot(store, info.name, vault_id, secrets_of)
+        except Corrupt as error:
+            damaged = error
+            continue
+        if master is not None:
+            return master
+    if damaged is not None:
+        raise damaged
+    raise WrongKey(
+        f"the key does not open the vault: none of its {count} key slots fits",
+        hint="use the key file, a passphrase or the recovery phrase that belongs to this vault",
+    )
+
+
+def _try_slot(store: Store, name: str, vault_id: str, secrets_of: dict[str, bytes]) -> bytes | None:
+    fields = decode_plain(store.get(name), name)
+    try:
+        kind, slot, wrapped = fields["kind"], fields["id"], bytes.fromhex(fields["wrapped"])
+        if kind not in secrets_of:
+            return None
+        kek = _kek(fields["kdf"], secrets_of[kind], slot)
+        return AESGCM(kek).decrypt(NONCE, wrapped, _aad(vault_id, slot, kind))
+    except (KeyError, ValueError, TypeError):
+        raise Corrupt(f"{name} is not a key slot") from None
+    except InvalidTag:
+        return None
+
+
+def _aad(vault_id: str, slot: str, kind: str) -> bytes:
+    return f"stillframe slot {vault_id} {slot} {kind}".encode()
+
+
+def _kek(kdf: dict[str, Any], secret: bytes, slot: str) -> bytes:
+    salt = bytes.fromhex(kdf["salt"])
+    if kdf["name"] == "hkdf-sha256":
+        return derive(secret, salt, b"stillframe slot")
+    if kdf["name"] != "argon2id":
+        raise Corrupt(f"key slot {slot} uses {kdf['name']!r}, which this Stillframe does not know")
+    cost = {name: int(kdf[name]) for name in _ARGON2ID}
+    if any(not 0 < value <= _ARGON2ID_LIMITS[name] for name, value in cost.items()):
+        raise Corrupt(f"key slot {slot} asks for more work than any slot of ours")
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id  # needs cryptography 44
+
+    return Argon2id(
+        salt=salt, length=KEY_SIZE, iterations=cost["iterations"], lanes=cost["lanes"], memory_cost=cost["memory_kib"]
+    ).derive(secret)

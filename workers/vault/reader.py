@@ -1,0 +1,119 @@
+"""The reading side: ids in, blocks out, every one checked.
+
+The cipher binds a sealed block to its id, and the hash is computed again after decompression: whatever the store
+returns, the caller gets the bytes that were written, or an error that names the pack. If a block has several copies,
+a damaged one is passed over.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import zstandard
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from workers.contract.errors import Corrupt, ObjectMissing
+from workers.contract.seams import Store
+from workers.vault.index import Index, Location
+from workers.vault.packs import DATA, PAGE, RAW, ZERO_ID, ZSTD, aad, nonce, pack_cipher
+from workers.vault.sealing import Keyring
+from workers.vault.writer import is_zero
+
+_PAGES = 256
+_CIPHERS = 4096
+V = TypeVar("V")
+
+
+class _Recent(Generic[V]):
+    """The most recently used values, at most `limit`. Thread-safe; two threads may make the same value at once."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._values: OrderedDict[str | bytes, V] = OrderedDict()
+
+    def get(self, key: str | bytes, make: Callable[[], V]) -> V:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            self._values[key] = value
+            if len(self._values) > self._limit:
+                self._values.popitem(last=False)
+        return value
+
+
+class _Lane(threading.local):
+    def __init__(self) -> None:
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+class BlockReader:
+    """Reads blocks by id. Thread-safe; keeps at most 256 pages (8 MiB) in memory."""
+
+    def __init__(self, store: Store, keys: Keyring, index: Index) -> None:
+        self._store = store
+        self._keys = keys
+        self._index = index
+        self._lane = _Lane()
+        self._ciphers: _Recent[AESGCM] = _Recent(_CIPHERS)
+        self._pages: _Recent[bytes] = _Recent(_PAGES)
+
+    def get(self, id: bytes) -> bytes:
+        """A data block (not ZERO_ID, which has no length). Raises ObjectMissing, Corrupt."""
+        return self._get(DATA, id)
+
+    def get_page(self, id: bytes) -> bytes:
+        """A page of a block map (not ZERO_ID). Raises ObjectMissing, Corrupt."""
+        return self._pages.get(id, lambda: self._get(PAGE, id))
+
+    def block_id(self, data: bytes | memoryview) -> bytes:
+        """The id that `data` has as a data block; ZERO_ID if it is all zero."""
+        return ZERO_ID if is_zero(data) else blake3(data, key=self._keys.data_id_key).digest()
+
+    def _get(self, kind: int, id: bytes) -> bytes:
+        if id == ZERO_ID:
+            raise ValueError("the zero block is not stored")
+        first: Corrupt | ObjectMissing | None = None
+        for location in self._index.find(id):
+            try:
+                return self.open(location, kind)
+            except (Corrupt, ObjectMissing) as error:
+                first = first or error
+        if first is not None:
+            raise first
+        raise ObjectMissing(f"block {id.hex()[:16]}… is in no index segment of the vault", hint=_MISSING_HINT)
+
+    def open(self, location: Location, kind: int) -> bytes:
+        """One copy of a block, checked. Raises ObjectMissing, Corrupt."""
+        name, entry = location
+        where = f"block {entry.id.hex()[:16]}… in {name}"
+        if entry.kind != kind:
+            raise Corrupt(f"{where} is of another kind than was asked for")
+        cipher = self._ciphers.get(name, lambda: pack_cipher(self._store, name, self._keys))
+        sealed = self._store.get(name, entry.offset, entry.stored)
+        try:
+            data = cipher.decrypt(
+                nonce(entry.offset), sealed, aad(self._keys.vault, kind, entry.codec, entry.id, entry.plain)
+            )
+            if entry.codec == ZSTD:
+                data = self._lane.decompressor.decompress(data, max_output_size=entry.plain)
+            elif entry.codec != RAW:
+                raise Corrupt(f"{where} has codec {entry.codec}, which this Stillframe does not know")
+        except (InvalidTag, ValueError, zstandard.ZstdError):
+            raise Corrupt(f"{where} is not what was written", hint=_CORRUPT_HINT) from None
+        key = self._keys.data_id_key if kind == DATA else self._keys.page_id_key
+        if len(data) != entry.plain or blake3(data, key=key).digest() != entry.id:
+            raise Corrupt(f"{where} does not have the content that its id says", hint=_CORRUPT_HINT)
+        return data
+
+
+_MISSING_HINT = "`stillframe vault verify` lists the points that need it"
+_CORRUPT_HINT = "`stillframe vault verify --full` lists what is damaged and which points need it"

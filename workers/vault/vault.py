@@ -1,0 +1,395 @@
+"""The vault: a store with keys. Points are committed here, and nowhere else.
+
+A point exists from the moment its manifest is created, exclusively, under its own name. Whoever must know whether a
+lost writer committed takes the name with an *aborted* marker: either the point is there, or it can never be.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from workers.contract.errors import (
+    Corrupt,
+    NewerFormat,
+    NotFound,
+    ObjectMissing,
+    VaultError,
+    VaultMissing,
+    WrongKey,
+)
+from workers.contract.machines import Value
+from workers.contract.points import Point
+from workers.contract.seams import Store
+from workers.vault.index import Index
+from workers.vault.keys import KEY_SIZE, SlotInfo, format_phrase, make_slot, read_slots, unwrap
+from workers.vault.reader import BlockReader
+from workers.vault.sealing import (
+    FORMAT,
+    KEYRING,
+    POINT,
+    UPGRADE,
+    Keyring,
+    decode_plain,
+    encode_plain,
+    open_object,
+    seal_object,
+)
+from workers.vault.stores import MARKER
+from workers.vault.writer import BlockWriter
+
+_SCHEMA_VERSION = 1
+"""Of `Point`."""
+_POINT_ID = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+
+class SessionInfo(Value):
+    """A writer that announced itself."""
+
+    session: str
+    point: str
+    """Id of the point that it may create."""
+    started: datetime
+
+
+class VaultStats(Value):
+    """What a vault holds; bytes are of the store unless said otherwise."""
+
+    objects: int
+    bytes: dict[str, int]
+    """Per kind: packs, index, points, keys, keyring, sessions."""
+    total_bytes: int
+    points: int
+    damaged_points: int
+    blocks: int
+    """Different blocks, map pages included."""
+    block_bytes: int
+    """Their plain bytes."""
+    logical_bytes: int
+    """Capacities of all disks of all points."""
+    dedup_ratio: float
+    """Logical bytes per byte stored; 0 for an empty vault."""
+
+
+class Vault:
+    """An open vault. Thread-safe. Make one with `create` or `open`."""
+
+    def __init__(self, store: Store, master: bytes, keys: Keyring, cache_dir: Path) -> None:
+        self.store = store
+        self.id = keys.vault.hex()
+        self._master = master
+        self._keys = keys
+        self._cache_dir = cache_dir
+        self._index = Index(store, keys, cache_dir)
+
+    @staticmethod
+    def create(
+        store: Store, *, key: bytes | None = None, passphrase: bytes | None = None, cache_dir: Path
+    ) -> tuple[Vault, str]:
+        """A new vault that `key` and `passphrase` (at least one) open, and its recovery phrase, which is kept nowhere.
+
+        The marker is written last: a vault whose creation was cut off does not exist. Raises VaultError if a vault
+        is there already, or objects of one.
+        """
+        if key is None and passphrase is None:
+            raise WrongKey("a vault needs a key file or a passphrase")
+        _check_empty(store)
+        vault_id = secrets.token_hex(16)
+        master = secrets.token_bytes(KEY_SIZE)
+        _add_keyring(store, master, bytes.fromhex(vault_id), 1, secrets.token_bytes(32))
+        if key is not None:
+            make_slot(store, vault_id, master, "keyfile", key)
+        if passphrase is not None:
+            make_slot(store, vault_id, master, "passphrase", passphrase)
+        phrase = secrets.token_bytes(25)
+        make_slot(store, vault_id, master, "recovery", phrase)
+        created = datetime.now(UTC).isoformat()
+        marker = {"stillframe": "vault", "format": FORMAT, "id": vault_id, "created": created}
+        if not store.put(MARKER, encode_plain(marker)):
+            raise VaultError("somebody else made a vault here at the same time")
+        return Vault.open(store, key=key, passphrase=passphrase, cache_dir=cache_dir), format_phrase(phrase)
+
+    @staticmethod
+    def open(store: Store, *, key: bytes | None = None, passphrase: bytes | None = None, cache_dir: Path) -> Vault:
+        """Open with a key file's key, or with a passphrase or recovery phrase.
+
+        Raises WrongKey, VaultMissing, NewerFormat, Corrupt."""
+        vault_id = read_marker(store)
+        master = unwrap(store, vault_id, key=key, passphrase=passphrase)
+        keys = _read_keyring(store, master, bytes.fromhex(vault_id))
+        return Vault(store, master, keys, cache_dir)
+
+    def close(self) -> None:
+        """Let go of the look-up cache; the vault opens it again if it is used."""
+        self._index.close()
+
+    @property
+    def keys(self) -> Keyring:
+        return self._keys
+
+    @property
+    def index(self) -> Index:
+        return self._index
+
+    # --- blocks ----------------------------------------------------------------------------------------------------
+
+    def writer(self) -> BlockWriter:
+        """A writer that knows what the vault has now. Raises VaultMissing, VaultError."""
+        self._index.refresh()
+        return BlockWriter(self.store, self._keys, self._index)
+
+    def reader(self) -> BlockReader:
+        """A reader of what the vault has now. Raises VaultError."""
+        self._index.refresh()
+        return BlockReader(self.store, self._keys, self._index)
+
+    # --- sessions --------------------------------------------------------------------------------------------------
+
+    def announce(self, session: str, point: str) -> None:
+        """Say that `session` (a job) works and may create `point`. Again: no error."""
+        name = f"sessions/{session}"
+        fields = {"session": session, "point": point, "started": datetime.now(UTC).isoformat()}
+        if self.store.put(name, encode_plain(fields)):
+            return
+        try:
+            known = decode_plain(self.store.get(name), name).get("point") == point
+        except (Corrupt, ObjectMissing):
+            known = False
+        if not known:
+            self.store.delete(name)
+            if not self.store.put(name, encode_plain(fields)):
+                raise VaultError(f"somebody else announces session {session} at the same time")
+
+    def withdraw(self, session: str) -> None:
+        """End a session. Absent already: no error."""
+        self.store.delete(f"sessions/{session}")
+
+    def sessions(self) -> list[SessionInfo]:
+        """Raises Corrupt at a damaged one: nothing may be swept beside a session that cannot be read."""
+        found = []
+        for info in self.store.list("sessions/"):
+            try:
+                fields = decode_plain(self.store.get(info.name), info.name)
+                found.append(SessionInfo.model_validate(fields))
+            except ObjectMissing:
+                continue
+            except ValidationError:
+                raise Corrupt(f"{info.name} is not a session") from None
+        return found
+
+    # --- points ----------------------------------------------------------------------------------------------------
+
+    def commit(self, point: Point) -> None:
+        """Create the manifest: from here on the point exists. All its packs and index segments must be durable.
+
+        The same point again: no error. Raises VaultError if the name is taken by another, or fenced."""
+        if self.store.put(_point_name(point.id), self._seal_point(point.id, {"point": point.model_dump(mode="json")})):
+            return
+        there = self._read_point(point.id)
+        if there is None:
+            raise VaultError(f"point {point.id} was given up: its job was settled without it")
+        if there != point:
+            raise VaultError(f"another point is committed under {point.id}")
+
+    def settle(self, point_id: str) -> Point | None:
+        """The committed point; or None, and then it can never be committed any more. Raises Corrupt."""
+        if self.store.put(_point_name(point_id), self._seal_point(point_id, {"aborted": point_id})):
+            return None
+        return self._read_point(point_id)
+
+    def points(self) -> Iterator[Point]:
+        """Committed points, by name; damaged ones are passed over (see `damaged_points`)."""
+        for _, found in self._all_points():
+            if isinstance(found, Point):
+                yield found
+
+    def damaged_points(self) -> list[tuple[str, str]]:
+        """`(id, why)` of manifests that cannot be read."""
+        return [(name, found) for name, found in self._all_points() if isinstance(found, str)]
+
+    def point(self, point_id: str) -> Point:
+        """Raises NotFound, Corrupt, NewerFormat."""
+        try:
+            found = self._read_point(point_id)
+        except ObjectMissing:
+            found = None
+        if found is None:
+            raise NotFound(f"there is no point {point_id} in the vault", hint="`stillframe point list` shows them")
+        return found
+
+    def delete_point(self, point_id: str) -> None:
+        """Remove a point's manifest, damaged or not; its blocks stay until a sweep. Raises NotFound if there is no
+        such point (a fence is not one, and stays)."""
+        with suppress(Corrupt, NewerFormat):
+            self.point(point_id)
+        self.store.delete(_point_name(point_id))
+
+    def _all_points(self) -> Iterator[tuple[str, Point | str | None]]:
+        for info in self.store.list("points/"):
+            name = info.name.removeprefix("points/")
+            try:
+                yield name, self._read_point(name)
+            except ObjectMissing:
+                continue
+            except (Corrupt, NewerFormat, NotFound) as error:
+                yield name, str(error)
+
+    def _seal_point(self, point_id: str, content: dict[str, Any]) -> bytes:
+        plain = json.dumps(content).encode()
+        return seal_object(POINT, self._keys.data, self._keys.vault, _point_name(point_id), plain)
+
+    def _read_point(self, point_id: str) -> Point | None:
+        """None for an aborted marker. Raises ObjectMissing, Corrupt, NewerFormat."""
+        name = _point_name(point_id)
+        content = json.loads(open_object(POINT, self._keys.data, self._keys.vault, name, self.store.get(name)))
+        if "aborted" in content:
+            return None
+        fields = content.get("point", {})
+        if fields.get("schema_version", 0) > _SCHEMA_VERSION:
+            raise NewerFormat(f"{name} was written by a newer Stillframe", hint=UPGRADE)
+        try:
+            point = Point.model_validate_json(json.dumps(fields))
+        except ValidationError as error:
+            raise Corrupt(f"{name} does not describe a point: {error.error_count()} mistakes") from None
+        if point.id != point_id:
+            raise Corrupt(f"{name} describes another point")
+        return point
+
+    # --- keys ------------------------------------------------------------------------------------------------------
+
+    def slots(self) -> list[SlotInfo]:
+        """Raises Corrupt at a damaged one."""
+        return [slot for slot, _ in read_slots(self.store)]
+
+    def add_slot(self, *, key: bytes | None = None, passphrase: bytes | None = None) -> SlotInfo:
+        """One more way to open the vault: exactly one of the two. Raises VaultError."""
+        if (key is None) == (passphrase is None):
+            raise VaultError("a key slot is for a key file or for a passphrase")
+        if key is not None:
+            return make_slot(self.store, self.id, self._master, "keyfile", key)
+        assert passphrase is not None
+        return make_slot(self.store, self.id, self._master, "passphrase", passphrase)
+
+    def add_recovery_slot(self) -> tuple[SlotInfo, str]:
+        """One more recovery phrase, which is kept nowhere."""
+        secret = secrets.token_bytes(25)
+        return make_slot(self.store, self.id, self._master, "recovery", secret), format_phrase(secret)
+
+    def remove_slot(self, id: str) -> None:
+        """Raises NotFound, and VaultError for the last one."""
+        names = [info.name for info in self.store.list("keys/")]
+        if f"keys/{id}" not in names:
+            raise NotFound(f"the vault has no key slot {id}", hint="`stillframe vault key list` shows them")
+        if len(names) < 2:
+            raise VaultError("the last key slot cannot be removed: nothing would open the vault", hint="add one first")
+        self.store.delete(f"keys/{id}")
+
+    def rotate_data_key(self) -> int:
+        """A new data key for what is written from now on by vaults opened from now on; its version."""
+        vault = self._keys.vault
+        version = _read_keyring(self.store, self._master, vault).current + 1
+        _add_keyring(self.store, self._master, vault, version, self._keys.id_key)
+        self._keys = _read_keyring(self.store, self._master, vault)
+        self._index.close()
+        self._index = Index(self.store, self._keys, self._cache_dir)
+        return version
+
+    # --- figures ---------------------------------------------------------------------------------------------------
+
+    def stats(self) -> VaultStats:
+        """Count everything. Reads every manifest and the index, no block."""
+        sizes = dict.fromkeys(("packs", "index", "points", "keys", "keyring", "sessions"), 0)
+        objects = 0
+        for kind in sizes:
+            for info in self.store.list(f"{kind}/"):
+                sizes[kind] += info.size
+                objects += 1
+        self._index.refresh()
+        blocks, block_bytes = self._index.count()
+        points = list(self.points())
+        logical = sum(disk.capacity for point in points for disk in point.disks)
+        total = sum(sizes.values())
+        return VaultStats(
+            objects=objects,
+            bytes=sizes,
+            total_bytes=total,
+            points=len(points),
+            damaged_points=len(self.damaged_points()),
+            blocks=blocks,
+            block_bytes=block_bytes,
+            logical_bytes=logical,
+            dedup_ratio=logical / sizes["packs"] if sizes["packs"] else 0.0,
+        )
+
+
+def read_marker(store: Store) -> str:
+    """The vault's id. Raises VaultMissing, NewerFormat, Corrupt."""
+    try:
+        data = store.get(MARKER)
+    except ObjectMissing:
+        raise VaultMissing("there is no vault here", hint="`stillframe init` makes one") from None
+    try:
+        fields = json.loads(data)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):
+        raise Corrupt(f"{MARKER} is not what was written")
+    if fields["format"] > FORMAT:
+        raise NewerFormat(f"the vault is of format {fields['format']}, this Stillframe knows {FORMAT}", hint=UPGRADE)
+    fields = decode_plain(data, MARKER)
+    vault_id = fields.get("id")
+    if (
+        fields.get("stillframe") != "vault"
+        or not isinstance(vault_id, str)
+        or not re.fullmatch("[0-9a-f]{32}", vault_id)
+    ):
+        raise Corrupt(f"{MARKER} is not that of a vault")
+    return vault_id
+
+
+def _check_empty(store: Store) -> None:
+    """Make room for a new vault. Only keys may be swept aside: with nothing stored, they open nothing."""
+    if any(info.name == MARKER for info in store.list(MARKER)):
+        raise VaultError("there is a vault here already", hint="choose another place, or use the vault as it is")
+    for prefix in ("packs/", "index/", "points/"):
+        if next(store.list(prefix), None) is not None:
+            raise VaultError(
+                f"{prefix} of a vault is here, but its {MARKER} is missing",
+                hint=f"bring {MARKER} back from a copy, or choose an empty place",
+            )
+    for prefix in ("keys/", "keyring/"):
+        for info in list(store.list(prefix)):
+            store.delete(info.name)
+
+
+def _point_name(point_id: str) -> str:
+    if not _POINT_ID.fullmatch(point_id):
+        raise NotFound(f"{point_id!r} is not the id of a point")
+    return f"points/{point_id}"
+
+
+def _add_keyring(store: Store, master: bytes, vault: bytes, version: int, id_key: bytes) -> None:
+    name = f"keyring/{version:08d}"
+    plain = json.dumps({"version": version, "data_key": secrets.token_hex(32), "id_key": id_key.hex()}).encode()
+    if not store.put(name, seal_object(KEYRING, {0: master}, vault, name, plain)):
+        raise VaultError(f"{name} exists already: somebody else changes keys at the same time")
+
+
+def _read_keyring(store: Store, master: bytes, vault: bytes) -> Keyring:
+    data: dict[int, bytes] = {}
+    id_keys: set[bytes] = set()
+    for info in store.list("keyring/"):
+        fields = json.loads(open_object(KEYRING, {0: master}, vault, info.name, store.get(info.name)))
+        data[int(fields["version"])] = bytes.fromhex(fields["data_key"])
+        id_keys.add(bytes.fromhex(fields["id_key"]))
+    if len(id_keys) != 1:
+        raise Corrupt("the vault's keyring is missing or contradicts itself")
+    return Keyring(vault, data, id_keys.pop())
