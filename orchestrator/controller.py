@@ -115,6 +115,6 @@ def _register(session: Session, before: Job, after: Job) -> None:
 def register(app: Celery, controller: Controller) -> None:
     """Make `controller` the one that this process's worker hands events to."""
 
-    @app.task(name=ADVANCE)  # type: ignore[untyped-decorator]
+    @app.task(name=ADVANCE, shared=False)  # type: ignore[untyped-decorator]
     def advance(job_id: str, event_json: str) -> None:
         controller.advance(job_id, EVENT.validate_json(event_json))

@@ -344,9 +344,10 @@ class Service:
                 older = newest_base(session, row.machine_uuid, row.vault)
                 if base_checkpoint(older) != base_checkpoint(base):
                     note = f"the next backup of {row.machine_name} will be full: it was the base"
+            view = point_view(row, note=note)
             if dry_run:
                 session.rollback()
-        return point_view(row, note=note)
+        return view
 
     # --- vaults ----------------------------------------------------------------------------------------------------
 

@@ -89,3 +89,19 @@ def booted_guest(libvirt_host: libvirt.virConnect, tiny_guest_image: TinyImage, 
         yield factory(label="shared")
     finally:
         factory.close()
+
+
+@pytest.fixture(scope="session")
+def full_guest(
+    libvirt_host: libvirt.virConnect, tiny_guest_image: TinyImage, guest_cache: Path, guest_folder: Path
+) -> Iterator[Guest]:
+    """A booted full guest: the system on vda, a data disk vdb at /data/vdb. The same rules as for `booted_guest`."""
+    from orchestrator.demo.host import remove_machine
+    from tests.guests.full_guest import make_full_guest
+
+    guest = make_full_guest(libvirt_host, tiny_guest_image, guest_cache, guest_folder)
+    try:
+        guest.start()
+        yield guest
+    finally:
+        remove_machine(guest.domain)

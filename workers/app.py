@@ -131,7 +131,7 @@ class EmbeddedWorker:
     def __init__(self, app: Celery, hypervisors: Iterable[str], *, concurrency: int = 8) -> None:
         self._app = app
         queues = [CONTROL, *(host_queue(name) for name in hypervisors)]
-        app.task(_nothing, name=_WAKE)
+        app.task(_nothing, name=_WAKE, shared=False)
         self._plans = [("main", queues, concurrency), (RESCUE, [RESCUE], 1)]
         self._threads: list[threading.Thread] = []
 
@@ -149,6 +149,19 @@ class EmbeddedWorker:
         return self
 
     def _worker(self, name: str, queues: list[str], concurrency: int, ready: threading.Event) -> Any:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from celery.concurrency.thread import TaskPool
+
+        app = self._app
+
+        class Pool(TaskPool):  # type: ignore[misc]
+            # Celery looks a task up in the current app of the thread that runs it. Without this, that is the default
+            # app of the process, which knows but the first worker's tasks, and through them a context long closed.
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **options)
+                self.executor = ThreadPoolExecutor(max_workers=self.limit, initializer=app.set_current)
+
         class Worker(self._app.WorkController):  # type: ignore[misc, name-defined]
             def on_consumer_ready(self, consumer: object) -> None:  # noqa: ARG002 - Celery's own signature
                 ready.set()
@@ -156,7 +169,7 @@ class EmbeddedWorker:
         return Worker(
             app=self._app,
             hostname=f"{name}@embedded",
-            pool_cls="threads",
+            pool_cls=Pool,
             concurrency=concurrency,
             queues=queues,
             without_heartbeat=True,

@@ -73,7 +73,8 @@ class Tasks:
             post_event(self._app, command.job, event)
 
         kind: Any = message.model_fields["kind"].default
-        self._app.task(task, name=f"stillframe.{kind}")
+        # Not shared: Celery would hand the task, with this context in it, to every other app of the process.
+        self._app.task(task, name=f"stillframe.{kind}", shared=False)
 
     # --- backup ------------------------------------------------------------------------------------------------
 

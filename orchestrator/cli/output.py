@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from workers.contract.errors import ErrorInfo
 
+_ANSWERS = ("did you mean", "there are", "say which", "it has", "configured:")
+"""Beginnings of hints that are no command to try."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -107,7 +109,7 @@ class Output:
         red, plain = ("\x1b[31m", "\x1b[0m") if is_terminal(sys.stderr) and "NO_COLOR" not in os.environ else ("", "")
         lines = [f"{red}error:{plain} {what}", *(f"       {line}" for line in why.splitlines())]
         if error.hint:
-            lines.append(f"  try: {error.hint}")
+            lines.append(f"       {error.hint}" if error.hint.startswith(_ANSWERS) else f"  try: {error.hint}")
         sys.stderr.write("\n".join(lines) + "\n")
         sys.stderr.flush()
         self.record("error", error.model_dump(mode="json"))

@@ -132,4 +132,4 @@ def _show(session: Session, view: JobView) -> None:
         session.out.say(f"machine {result['name']}  {result.get('uuid', '')}  {state}")
     for path in result.get("replaced") or []:
         session.out.say(f"kept aside: {path}")
-    session.out.note(f"every block was checked while written; {took}")
+    session.out.say(f"every block was checked while written, {took}")

@@ -85,7 +85,7 @@ class Session:
         from workers.contract.errors import Cancelled, UsageError
 
         if not (sys.stdin.isatty() and is_terminal(sys.stderr)):
-            raise UsageError(f"{question} Nobody is there to answer", hint="add --yes, or --dry-run to look first")
+            raise UsageError(f"nobody is there to answer: {question}", hint="add --yes, or --dry-run to look first")
         sys.stderr.write(f"{question} [y/N] ")
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):

@@ -125,11 +125,12 @@ def define_tiny(
     disks: Sequence[TinyDisk],
     directory: Path,
     *,
+    uuid: str | None = None,
     agent: bool = True,
     start: bool = False,
 ) -> libvirt.virDomain:
     """Define (and start) a tiny guest; its console log is `directory/<name>.log`. Raises libvirt.libvirtError."""
-    domain = connection.defineXML(tiny_xml(name, image, disks, directory / f"{name}.log", agent=agent))
+    domain = connection.defineXML(tiny_xml(name, image, disks, directory / f"{name}.log", uuid=uuid, agent=agent))
     if start:
         domain.create()
     return domain

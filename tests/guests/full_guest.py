@@ -23,6 +23,7 @@ import libvirt
 from orchestrator.demo.disks import make_ext4_disk
 from orchestrator.demo.kernel import GuestBuildError
 from orchestrator.demo.tiny_guest import CMDLINE, TinyDisk, TinyImage, tiny_xml
+from tests.guests.machines import MACHINE_PREFIX, MIB, Guest
 
 PACKAGES = "systemd,systemd-sysv,udev,dbus,qemu-guest-agent,openssh-server,e2fsprogs,iproute2,procps"
 SIZE = 2 << 30
@@ -31,7 +32,8 @@ SIZE = 2 << 30
 SETUP = r"""
 set -e
 echo full-guest > "$1/etc/hostname"
-printf '/dev/vda / ext4 defaults,noatime 0 1\n/dev/vdb /data/vdb ext4 nofail,noatime,x-systemd.device-timeout=15s 0 2\n' > "$1/etc/fstab"
+printf '/dev/vda / ext4 defaults,noatime 0 1\n' > "$1/etc/fstab"
+printf '/dev/vdb /data/vdb ext4 nofail,noatime,x-systemd.device-timeout=15s 0 2\n' >> "$1/etc/fstab"
 mkdir -p "$1/data/vdb" "$1/root/.ssh"
 printf '[Match]\nName=en* eth*\n[Network]\nDHCP=yes\n' > "$1/etc/systemd/network/20-dhcp.network"
 chroot "$1" systemctl enable -q systemd-networkd ssh
@@ -110,3 +112,14 @@ def define_full(
     # Without a source of randomness sshd and systemd wait for the kernel's.
     seed = "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"
     return connection.defineXML(xml.replace("</devices>", f"{seed}</devices>"))
+
+
+def make_full_guest(connection: libvirt.virConnect, image: TinyImage, cache: Path, folder: Path) -> Guest:
+    """A full guest in a folder of its own under `folder`, shut off: a copy of the system on vda, an empty ext4 vdb."""
+    name = f"{MACHINE_PREFIX}{os.getpid()}-full-1"
+    home = folder / name
+    home.mkdir(mode=0o755)
+    disks = [TinyDisk("vda", home / "vda.qcow2"), TinyDisk("vdb", home / "vdb.qcow2")]
+    shutil.copyfile(build_full_image(cache), disks[0].path)
+    make_ext4_disk(disks[1].path, 128 * MIB)
+    return Guest(define_full(connection, name, image, disks, home), disks, image, home)

@@ -92,6 +92,6 @@ class Leftovers(Value):
 
     machine: MachineRef
     backup_job: str | None = None
-    """Our job whose libvirt backup job runs now."""
+    """Our job (its id, without `sf-`) whose libvirt backup job runs now."""
     checkpoints: list[str] = []
     """Names that begin with `sf-`, oldest first."""

@@ -16,6 +16,7 @@ from workers.contract.errors import GuestError
 FREEZE_SECONDS = 30.0
 THAW_SECONDS = 10.0
 ASK_SECONDS = 5.0
+_ALLOW = "allow the guest-fsfreeze-* commands in the guest: /etc/qemu/qemu-ga.conf or /etc/sysconfig/qemu-ga"
 
 
 class AgentChannel:
@@ -34,12 +35,8 @@ class AgentChannel:
             return False
 
     def freeze(self) -> int:
-        try:
-            return self._count("guest-fsfreeze-freeze", FREEZE_SECONDS)
-        except GuestError as error:
-            raise GuestError(
-                f"{error}; the guest may be frozen all the same until it is thawed", hint=error.hint
-            ) from None
+        """After any error the guest may be frozen, or become so later, all the same: thaw."""
+        return self._count("guest-fsfreeze-freeze", FREEZE_SECONDS)
 
     def thaw(self) -> int:
         return self._count("guest-fsfreeze-thaw", THAW_SECONDS)
@@ -57,24 +54,21 @@ class AgentChannel:
         request: dict[str, object] = {"execute": name}
         if arguments:
             request["arguments"] = arguments
-        raw = self._command(json.dumps(request), timeout)
         try:
-            reply = json.loads(raw)
-        except ValueError:
-            raise GuestError(f"the guest agent answered {name} with something that is not JSON") from None
-        if not isinstance(reply, dict) or "return" not in reply:
-            raise _refusal(name, reply)
+            return _returned(name, self._command(json.dumps(request), timeout))
+        except GuestError as error:
+            if "disabled" in str(error):
+                raise GuestError(str(error), hint=_ALLOW) from None
+            raise
+
+
+def _returned(name: str, raw: str) -> object:
+    try:
+        reply = json.loads(raw)
+    except ValueError:
+        raise GuestError(f"the guest agent answered {name} with something that is not JSON") from None
+    if isinstance(reply, dict) and "return" in reply:
         return reply["return"]
-
-
-def _refusal(name: str, reply: object) -> GuestError:
     error = reply.get("error") if isinstance(reply, dict) else None
     words = error.get("desc") if isinstance(error, dict) else None
-    return GuestError(f"the guest agent refused {name}: {words or reply!r}", hint=disabled_hint(str(words)))
-
-
-def disabled_hint(words: str) -> str:
-    """What to do about a command that the guest's administrator blocked."""
-    if "disabled" not in words:
-        return ""
-    return "allow the guest-fsfreeze-* commands in the guest: /etc/qemu/qemu-ga.conf or /etc/sysconfig/qemu-ga"
+    raise GuestError(f"the guest agent refused {name}: {words or raw}")

@@ -116,8 +116,11 @@ def tracked_targets(checkpoint_xml: str) -> set[str]:
 
 
 def narrowed(checkpoint_xml: str, targets: Collection[str]) -> str:
-    """The same checkpoint, covering only `targets`."""
+    """The same checkpoint, covering only `targets`, and without a parent: libvirt refuses to redefine a checkpoint
+    whose parent is gone, which is the usual fate of a parent, and bitmaps do not depend on each other."""
     root = ET.fromstring(checkpoint_xml)
+    for parent in root.findall("parent"):
+        root.remove(parent)
     for disk in root.iterfind("disks/disk"):
         if disk.get("checkpoint") == "bitmap" and disk.get("name") not in targets:
             disk.set("checkpoint", "no")

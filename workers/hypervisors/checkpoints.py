@@ -92,7 +92,8 @@ def judge(
 def _judge_running(
     domain: libvirt.virDomain, candidates: Sequence[Disk], base: str, document: str
 ) -> dict[str, Verdict]:
-    """Validate, and take away the disk that libvirt names until the rest passes; then put the whole back."""
+    """Validate, and take away the disk that libvirt names until the rest passes. What libvirt then knows covers the
+    good disks; the next validation of the whole, and `delete`, start from more than that."""
     rest = {disk.target: disk for disk in candidates}
     verdicts: dict[str, Verdict] = {}
     while rest:
@@ -107,8 +108,6 @@ def _judge_running(
                 return verdicts
             verdicts[target] = Verdict(_missing_or_inconsistent(rest.pop(target), base), words)
     verdicts.update({target: Verdict(BitmapState.VALID) for target in rest})
-    if verdicts:
-        domain.checkpointCreateXML(document, _REDEFINE)
     return verdicts
 
 

@@ -42,9 +42,7 @@ class DiskFacts:
         )
 
     def _included(self, element: DiskElement) -> Disk:
-        path = Path(element.path or self._volume_path(element))
-        with errors.translated(str(path)):
-            capacity = int(self._domain.blockInfo(element.target)[0])
+        path, capacity = self._volume(*element.volume) if element.volume else self._image(element)
         options = local_files.qcow2_options(path) if element.format == "qcow2" else {}
         return Disk(
             target=element.target,
@@ -56,7 +54,12 @@ class DiskFacts:
             source_options=options,
         )
 
-    def _volume_path(self, element: DiskElement) -> str:
-        pool, volume = element.volume or ("", "")
-        with errors.translated(f"volume {pool}/{volume}"):
-            return str(self._connection.storagePoolLookupByName(pool).storageVolLookupByName(volume).path())
+    def _image(self, element: DiskElement) -> tuple[Path, int]:
+        with errors.translated(element.path):
+            return Path(element.path), int(self._domain.blockInfo(element.target)[0])
+
+    def _volume(self, pool: str, name: str) -> tuple[Path, int]:
+        """libvirt knows no capacity for a disk named as a volume while its machine is off: the pool does."""
+        with errors.translated(f"volume {pool}/{name}"):
+            volume = self._connection.storagePoolLookupByName(pool).storageVolLookupByName(name)
+            return Path(volume.path()), int(volume.info()[1])

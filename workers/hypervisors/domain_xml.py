@@ -203,3 +203,9 @@ def _forget_addresses(devices: ET.Element) -> None:
     for cid in devices.iterfind("vsock/cid"):
         cid.attrib.pop("address", None)
         cid.set("auto", "yes")
+    # Two machines cannot write one console file: virtlogd refuses to start the second.
+    for console in (*devices.iterfind("serial"), *devices.iterfind("console"), *devices.iterfind("parallel")):
+        _drop(console, "log")
+        if console.get("type") == "file":
+            console.set("type", "pty")
+            _drop(console, "source")

@@ -102,7 +102,7 @@ def guest_error(error: libvirt.libvirtError) -> StillframeError:
             "the machine has no guest agent channel", hint="add the channel org.qemu.guest_agent.0 to its definition"
         )
     if kind in _SILENT or "timed out" in words or "not available for now" in words:
-        return GuestError(f"the guest agent did not answer in time ({words})")
+        return GuestError(f"the guest agent did not answer in time ({words}); what it was told may still happen")
     if kind == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
         return GuestError(
             f"the guest agent is not connected ({words})", hint="install and start qemu-guest-agent in the guest"

@@ -24,6 +24,7 @@ from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, loc
 from workers.hypervisors.disk_facts import DiskFacts
 
 END_SECONDS = 60.0
+LOST_SECONDS = 2.0
 _BACKUP_SINCE = 7_002_000
 """libvirt 7.2: incremental backup on by default."""
 _FULL_XML: int = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
@@ -32,7 +33,9 @@ _UNDEFINE: int = (
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
 )
+"""TPM state is kept: a machine that is replaced comes back under its UUID, and points do not hold that state."""
 
 
 def _silent(_context: object, _error: object) -> None:
@@ -55,8 +58,10 @@ class LibvirtHypervisor:
         )
 
     def _connection(self) -> libvirt.virConnect:
+        """A connection that answers now. `isAlive` alone would not notice a libvirtd that is gone until the next call
+        fails."""
         with self._lock:
-            if self._open is None or not self._open.isAlive():
+            if self._open is None or not _answers(self._open):
                 try:
                     self._open = libvirt.open(self._uri)
                 except libvirt.libvirtError as error:
@@ -155,18 +160,20 @@ class LibvirtHypervisor:
                 )
                 made = domain.checkpointLookupByName(request.name).getXMLDesc(0) if document else None
             except libvirt.libvirtError as error:
-                self._undo_begin(uuid, request.name)
+                self._undo_begin(uuid, request.name, LOST_SECONDS if errors.lost_connection(error) else 0.0)
                 raise errors.translate(error, doing) from None
         return Begun(exports=backup_xml.exports(request, socket), checkpoint_xml=made)
 
-    def _undo_begin(self, uuid: str, name: str) -> None:
-        """After any failure: libvirt keeps the checkpoint when only the export failed, and a reply can be lost.
+    def _undo_begin(self, uuid: str, name: str, patience: float) -> None:
+        """After any failure: libvirt keeps the checkpoint when only the export failed. When the reply was lost, the
+        job may start within `patience` seconds; if it does so later, the job's release ends it.
 
         Only what libvirt knows is looked at: a backup that never began left no bitmap to search for."""
         domain = self._domain(uuid)
         with errors.translated(f"undoing the backup {name} that failed to start"):
-            if domain.isActive():
-                self.end_backup(uuid, name)
+            deadline = time.monotonic() + patience
+            while domain.isActive() and not self.end_backup(uuid, name) and time.monotonic() < deadline:
+                time.sleep(0.05)
             if checkpoints.lookup(domain, name) is not None:
                 self.delete_checkpoint(uuid, name)
 
@@ -277,6 +284,13 @@ class LibvirtHypervisor:
             if self._open is not None:
                 self._open.close()
                 self._open = None
+
+
+def _answers(connection: libvirt.virConnect) -> bool:
+    try:
+        return bool(connection.getLibVersion())
+    except libvirt.libvirtError:
+        return False
 
 
 def _dotted(version: int) -> str:

@@ -37,6 +37,18 @@ CREATE TABLE blocks (
 ) WITHOUT ROWID;
 PRAGMA user_version = {_SCHEMA_VERSION};
 """
+_ENVIRONMENT = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
 Packs = dict[bytes, list[Entry]]
 """SHA-256 of a pack → its entries."""
 
@@ -139,6 +151,20 @@ class Index:
         rows = self._use(lambda db: db.execute(query, (id,)).fetchall())
         return [Location(pack_name(digest), Entry(id, *rest)) for digest, *rest in rows]
 
+    def entries(self, pack: str) -> list[Entry]:
+        """What the index says of one pack (`packs/…`), in order of offset; empty if it does not name it."""
+        query = (
+            "SELECT blocks.id, offset, stored, plain, kind, codec FROM blocks JOIN packs ON packs.id = blocks.pack"
+            " WHERE packs.digest = ? ORDER BY offset"
+        )
+        digest = bytes.fromhex(pack.rpartition("/")[2])
+        return [Entry(*row) for row in self._use(lambda db: db.execute(query, (digest,)).fetchall())]
+
+    def packs(self) -> list[str]:
+        """Names of the packs that the index names."""
+        rows = self._use(lambda db: db.execute("SELECT digest FROM packs").fetchall())
+        return [pack_name(digest) for (digest,) in rows]
+
     def count(self) -> tuple[int, int]:
         """Unique blocks, and their plain bytes."""
         query = "SELECT COUNT(*), COALESCE(SUM(plain), 0) FROM (SELECT MAX(plain) AS plain FROM blocks GROUP BY id)"
@@ -159,9 +185,9 @@ class Index:
             try:
                 try:
                     return act(self._connection())
-                except sqlite3.OperationalError:
-                    raise
-                except sqlite3.DatabaseError:
+                except sqlite3.DatabaseError as error:
+                    if _environment(error):
+                        raise
                     self._discard()
                     db = self._connection()
                     self._refresh(db)
@@ -199,6 +225,12 @@ class Index:
         self.close()
         for suffix in ("", "-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+
+def _environment(error: sqlite3.DatabaseError) -> bool:
+    """Whether the host is to blame (disk full, no permission, locked), and not what is in the file."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in _ENVIRONMENT
 
 
 @contextmanager

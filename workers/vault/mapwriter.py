@@ -207,9 +207,8 @@ class MapWriter:
         raise DiskError(f"block {entry * FANOUT**level} or one after it was settled twice: extents overlap")
 
     def _first_missing(self) -> int:
-        found = [
-            (index * FANOUT + page.settled.find(0)) * FANOUT**level
-            for level, pages in enumerate(self._open)
-            for index, page in pages.items()
-        ]
-        return min(found, default=0)
+        index = 0
+        for pages in reversed(self._open):
+            page = pages.get(index)
+            index = index * FANOUT + (page.settled.find(0) if page else 0)
+        return index

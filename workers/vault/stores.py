@@ -116,7 +116,7 @@ class DirectoryStore:
     def put(self, name: str, data: bytes) -> bool:
         path = self.staging() / f"put-{secrets.token_hex(8)}"
         try:
-            with _translated(f"write {name}"), path.open("xb") as file:
+            with _translated(f"write {name}"), open(path, "xb", opener=_private) as file:
                 file.write(data)
             return self.put_file(name, path)
         finally:
@@ -194,6 +194,10 @@ class DirectoryStore:
             shutil.rmtree(self._staging, ignore_errors=True)
             os.close(self._staging_lock)
             self._staging = None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _walk(folder: Path, prefix: str, start: str) -> Iterator[ObjectInfo]:

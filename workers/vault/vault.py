@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,12 @@ from workers.contract.errors import (
 from workers.contract.machines import Value
 from workers.contract.points import Point
 from workers.contract.seams import Store
+from workers.vault.identity import add_keyring, check_empty, read_keyring, read_marker, write_marker
 from workers.vault.index import Index
 from workers.vault.keys import KEY_SIZE, SlotInfo, format_phrase, make_slot, read_slots, unwrap
+from workers.vault.packs import TARGET
 from workers.vault.reader import BlockReader
 from workers.vault.sealing import (
-    FORMAT,
-    KEYRING,
     POINT,
     UPGRADE,
     Keyring,
@@ -101,20 +102,17 @@ class Vault:
         """
         if key is None and passphrase is None:
             raise WrongKey("a vault needs a key file or a passphrase")
-        _check_empty(store)
+        check_empty(store)
         vault_id = secrets.token_hex(16)
         master = secrets.token_bytes(KEY_SIZE)
-        _add_keyring(store, master, bytes.fromhex(vault_id), 1, secrets.token_bytes(32))
+        add_keyring(store, master, bytes.fromhex(vault_id), 1, secrets.token_bytes(32))
         if key is not None:
             make_slot(store, vault_id, master, "keyfile", key)
         if passphrase is not None:
             make_slot(store, vault_id, master, "passphrase", passphrase)
         phrase = secrets.token_bytes(25)
         make_slot(store, vault_id, master, "recovery", phrase)
-        created = datetime.now(UTC).isoformat()
-        marker = {"stillframe": "vault", "format": FORMAT, "id": vault_id, "created": created}
-        if not store.put(MARKER, encode_plain(marker)):
-            raise VaultError("somebody else made a vault here at the same time")
+        write_marker(store, vault_id)
         return Vault.open(store, key=key, passphrase=passphrase, cache_dir=cache_dir), format_phrase(phrase)
 
     @staticmethod
@@ -124,7 +122,7 @@ class Vault:
         Raises WrongKey, VaultMissing, NewerFormat, Corrupt."""
         vault_id = read_marker(store)
         master = unwrap(store, vault_id, key=key, passphrase=passphrase)
-        keys = _read_keyring(store, master, bytes.fromhex(vault_id))
+        keys = read_keyring(store, master, bytes.fromhex(vault_id))
         return Vault(store, master, keys, cache_dir)
 
     def close(self) -> None:
@@ -141,10 +139,11 @@ class Vault:
 
     # --- blocks ----------------------------------------------------------------------------------------------------
 
-    def writer(self) -> BlockWriter:
-        """A writer that knows what the vault has now. Raises VaultMissing, VaultError."""
+    def writer(self, *, pack_size: int = TARGET) -> BlockWriter:
+        """A writer that knows what the vault has now; it closes packs at `pack_size` bytes. Raises VaultMissing,
+        VaultError."""
         self._index.refresh()
-        return BlockWriter(self.store, self._keys, self._index)
+        return BlockWriter(self.store, self._keys, self._index, pack_size=pack_size)
 
     def reader(self) -> BlockReader:
         """A reader of what the vault has now. Raises VaultError."""
@@ -295,12 +294,33 @@ class Vault:
     def rotate_data_key(self) -> int:
         """A new data key for what is written from now on by vaults opened from now on; its version."""
         vault = self._keys.vault
-        version = _read_keyring(self.store, self._master, vault).current + 1
-        _add_keyring(self.store, self._master, vault, version, self._keys.id_key)
-        self._keys = _read_keyring(self.store, self._master, vault)
+        version = read_keyring(self.store, self._master, vault).current + 1
+        add_keyring(self.store, self._master, vault, version, self._keys.id_key)
+        self._keys = read_keyring(self.store, self._master, vault)
         self._index.close()
         self._index = Index(self.store, self._keys, self._cache_dir)
         return version
+
+    def damaged_objects(self) -> list[tuple[str, str]]:
+        """`(name, why)` of marker, key slots, keyring and sessions that cannot be read."""
+        found: list[tuple[str, str]] = []
+        checks: list[tuple[str, Callable[[], object]]] = [
+            (MARKER, lambda: read_marker(self.store)),
+            ("keyring", lambda: read_keyring(self.store, self._master, self._keys.vault)),
+        ]
+        for prefix in ("keys/", "sessions/"):
+            for info in self.store.list(prefix):
+                checks.append((info.name, partial(self._read_plain, info.name)))
+        for name, check in checks:
+            try:
+                check()
+            except (Corrupt, NewerFormat, VaultMissing) as error:
+                found.append((name, str(error)))
+        return found
+
+    def _read_plain(self, name: str) -> None:
+        with suppress(ObjectMissing):  # a session that ended since it was listed
+            decode_plain(self.store.get(name), name)
 
     # --- figures ---------------------------------------------------------------------------------------------------
 
@@ -330,66 +350,7 @@ class Vault:
         )
 
 
-def read_marker(store: Store) -> str:
-    """The vault's id. Raises VaultMissing, NewerFormat, Corrupt."""
-    try:
-        data = store.get(MARKER)
-    except ObjectMissing:
-        raise VaultMissing("there is no vault here", hint="`stillframe init` makes one") from None
-    try:
-        fields = json.loads(data)
-    except ValueError:
-        fields = None
-    if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):
-        raise Corrupt(f"{MARKER} is not what was written")
-    if fields["format"] > FORMAT:
-        raise NewerFormat(f"the vault is of format {fields['format']}, this Stillframe knows {FORMAT}", hint=UPGRADE)
-    fields = decode_plain(data, MARKER)
-    vault_id = fields.get("id")
-    if (
-        fields.get("stillframe") != "vault"
-        or not isinstance(vault_id, str)
-        or not re.fullmatch("[0-9a-f]{32}", vault_id)
-    ):
-        raise Corrupt(f"{MARKER} is not that of a vault")
-    return vault_id
-
-
-def _check_empty(store: Store) -> None:
-    """Make room for a new vault. Only keys may be swept aside: with nothing stored, they open nothing."""
-    if any(info.name == MARKER for info in store.list(MARKER)):
-        raise VaultError("there is a vault here already", hint="choose another place, or use the vault as it is")
-    for prefix in ("packs/", "index/", "points/"):
-        if next(store.list(prefix), None) is not None:
-            raise VaultError(
-                f"{prefix} of a vault is here, but its {MARKER} is missing",
-                hint=f"bring {MARKER} back from a copy, or choose an empty place",
-            )
-    for prefix in ("keys/", "keyring/"):
-        for info in list(store.list(prefix)):
-            store.delete(info.name)
-
-
 def _point_name(point_id: str) -> str:
     if not _POINT_ID.fullmatch(point_id):
         raise NotFound(f"{point_id!r} is not the id of a point")
     return f"points/{point_id}"
-
-
-def _add_keyring(store: Store, master: bytes, vault: bytes, version: int, id_key: bytes) -> None:
-    name = f"keyring/{version:08d}"
-    plain = json.dumps({"version": version, "data_key": secrets.token_hex(32), "id_key": id_key.hex()}).encode()
-    if not store.put(name, seal_object(KEYRING, {0: master}, vault, name, plain)):
-        raise VaultError(f"{name} exists already: somebody else changes keys at the same time")
-
-
-def _read_keyring(store: Store, master: bytes, vault: bytes) -> Keyring:
-    data: dict[int, bytes] = {}
-    id_keys: set[bytes] = set()
-    for info in store.list("keyring/"):
-        fields = json.loads(open_object(KEYRING, {0: master}, vault, info.name, store.get(info.name)))
-        data[int(fields["version"])] = bytes.fromhex(fields["data_key"])
-        id_keys.add(bytes.fromhex(fields["id_key"]))
-    if len(id_keys) != 1:
-        raise Corrupt("the vault's keyring is missing or contradicts itself")
-    return Keyring(vault, data, id_keys.pop())

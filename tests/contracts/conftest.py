@@ -1,0 +1,198 @@
+"""Machines without a guest: QEMU, its block layer and libvirt are real, and nothing has to boot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+import uuid as uuids
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import libvirt
+import libvirt_qemu
+import nbd
+import pytest
+
+from workers.contract.points import Mode
+from workers.contract.seams import BackupRequest, DiskRequest, Export
+from workers.hypervisors import open_hypervisor
+from workers.hypervisors.libvirt_host import LibvirtHypervisor
+
+MIB = 1 << 20
+URI = "qemu:///system"
+
+
+def make_image(path: Path, format: str = "qcow2", size: int = 16 * MIB, options: str = "") -> Path:
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", format, *(["-o", options] if options else []), str(path), str(size)],
+        check=True,
+    )
+    return path
+
+
+@dataclass
+class BlankMachine:
+    """A machine whose processor never runs: `disks` are its images by target."""
+
+    connection: libvirt.virConnect
+    domain: libvirt.virDomain
+    folder: Path
+    disks: dict[str, Path]
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def uuid(self) -> str:
+        return str(self.domain.UUIDString())
+
+    @property
+    def name(self) -> str:
+        return str(self.domain.name())
+
+    def start(self) -> None:
+        self.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+
+    def stop(self) -> None:
+        """An orderly end of QEMU: bitmaps are saved into the images."""
+        self.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+
+    def kill(self) -> None:
+        """The end that a power failure makes: nothing is saved."""
+        os.kill(int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text()), signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while self.domain.isActive():
+            assert time.monotonic() < deadline, "libvirt did not notice that QEMU was killed"
+            time.sleep(0.02)
+
+    def write(self, target: str, offset: int, length: int, pattern: int = 0xAA) -> None:
+        """What a guest would write."""
+        lines = self._hmp("info block").splitlines()
+        named = next(number for number, line in enumerate(lines) if str(self.disks[target]) in line)
+        attached = next(line for line in lines[named:] if "Attached to:" in line)
+        answer = self._hmp(f'qemu-io -d {attached.split()[-1]} "write -P {pattern} {offset} {length}"')
+        assert "wrote" in answer or not answer.strip(), answer
+
+    def _hmp(self, command: str) -> str:
+        return str(
+            libvirt_qemu.qemuMonitorCommand(self.domain, command, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+        )
+
+    def request(self, job: str, base: str | None = None, *, full: tuple[str, ...] = ()) -> BackupRequest:
+        """A backup of all disks: qcow2 ones incremental if there is a `base` and they are not in `full`."""
+        asked = []
+        for target, path in self.disks.items():
+            tracks = path.suffix == ".qcow2"
+            scratch = make_image(self.folder / f"sf-{job}-{target}.scratch", size=self.sizes[target])
+            based = base if tracks and target not in full else None
+            asked.append(DiskRequest(target, Mode.INCREMENTAL if based else Mode.FULL, based, scratch, tracks))
+        return BackupRequest(f"sf-{job}", asked, ["hda"])
+
+    def checkpoints(self) -> list[str]:
+        return sorted(found.getName() for found in self.domain.listAllCheckpoints())
+
+    def bitmaps(self, target: str) -> list[str]:
+        """Names of the bitmaps that the image holds on disk."""
+        from workers.hypervisors.local_files import bitmaps
+
+        return sorted(bitmap.name for bitmap in bitmaps(self.disks[target], shared=True))
+
+    def socket(self) -> Path:
+        folder = next(Path("/var/lib/libvirt/qemu").glob(f"domain-{self.domain.ID()}-*"))
+        return folder / "another.sock"
+
+
+def blank_xml(name: str, disks: dict[str, Path], extra: str = "") -> str:
+    drives = "".join(
+        f"<disk type='file' device='disk'><driver name='qemu' type='{path.suffix[1:]}'/><source file='{path}'/>"
+        f"<target dev='{target}' bus='virtio'/></disk>"
+        for target, path in disks.items()
+    )
+    return f"""<domain type='qemu'><name>{name}</name><uuid>{uuids.uuid4()}</uuid><memory unit='MiB'>32</memory>
+    <vcpu>1</vcpu><os><type arch='x86_64' machine='pc'>hvm</type></os><devices>{drives}
+    <disk type='file' device='cdrom'><target dev='hda' bus='ide'/><readonly/></disk>{extra}
+    <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"""
+
+
+@dataclass
+class BlankFactory:
+    """`factory({"vda": "qcow2"}, start=True)`: images of 16 MiB."""
+
+    connection: libvirt.virConnect
+    folder: Path
+    made: list[BlankMachine] = field(default_factory=list)
+
+    def __call__(
+        self, formats: dict[str, str], *, start: bool = True, extra: str = "", size: int = 16 * MIB
+    ) -> BlankMachine:
+        name = f"sf-test-{os.getpid()}-hv{uuids.uuid4().hex[:6]}"
+        folder = self.folder / name
+        folder.mkdir(mode=0o755)
+        disks = {target: make_image(folder / f"{target}.{format}", format, size) for target, format in formats.items()}
+        domain = self.connection.defineXML(blank_xml(name, disks, extra.replace("FOLDER", str(folder))))
+        machine = BlankMachine(self.connection, domain, folder, disks, dict.fromkeys(disks, size))
+        self.made.append(machine)
+        if start:
+            machine.start()
+        return machine
+
+    def close(self) -> None:
+        for machine in self.made:
+            if machine.domain.isActive():
+                machine.domain.destroy()
+            machine.domain.undefineFlags(
+                libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+            )
+            shutil.rmtree(machine.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def blank(libvirt_host: libvirt.virConnect, guest_folder: Path) -> Iterator[BlankFactory]:
+    factory = BlankFactory(libvirt_host, guest_folder)
+    try:
+        yield factory
+    finally:
+        factory.close()
+
+
+@pytest.fixture
+def hypervisor(libvirt_host: libvirt.virConnect) -> Iterator[LibvirtHypervisor]:  # noqa: ARG001 - libvirt must run
+    opened = open_hypervisor(URI, name="lab")
+    yield opened
+    opened.close()
+
+
+@contextmanager
+def connected(export: Export) -> Iterator[nbd.NBD]:
+    handle = nbd.NBD()
+    handle.add_meta_context("base:allocation")
+    if export.bitmap:
+        handle.add_meta_context(export.bitmap)
+    handle.set_export_name(export.name)
+    handle.connect_unix(export.socket)
+    try:
+        yield handle
+    finally:
+        handle.shutdown()
+
+
+def dirty_ranges(export: Export) -> list[tuple[int, int]]:
+    """Ranges that changed since the base, as `(offset, length)`."""
+    found: list[tuple[int, int]] = []
+
+    def collect(context: str, offset: int, entries: list[int], _error: object) -> int:
+        if context == export.bitmap:
+            for length, flags in zip(entries[::2], entries[1::2], strict=True):
+                if flags & 1:
+                    found.append((offset, length))
+                offset += length
+        return 0
+
+    with connected(export) as handle:
+        assert export.bitmap is not None
+        assert handle.can_meta_context(export.bitmap)
+        handle.block_status(handle.get_size(), 0, collect)
+    return found

@@ -1,0 +1,67 @@
+"""A wire to libvirtd that can be cut, as a restart of libvirtd cuts it; the daemon itself serves other tests."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from pathlib import Path
+from types import TracebackType
+
+LIBVIRTD = "/run/libvirt/libvirt-sock"
+
+
+class Relay:
+    """Passes bytes between clients of the socket `path` and libvirtd."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.has_cut = False
+        """Whether the words of `cut_at` have been seen."""
+        self._cut_at = b""
+        self._links: list[socket.socket] = []
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(path))
+        self._server.listen()
+
+    def __enter__(self) -> Relay:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.path.unlink()
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """End all connections; new ones can be made."""
+        while self._links:
+            with contextlib.suppress(OSError):
+                self._links.pop().shutdown(socket.SHUT_RDWR)
+
+    def cut_at(self, words: bytes) -> None:
+        """Deliver the request that holds `words`, and lose its reply."""
+        self._cut_at = words
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                daemon = socket.socket(socket.AF_UNIX)
+                daemon.connect(LIBVIRTD)
+                self._links += [client, daemon]
+                for source, sink in ((client, daemon), (daemon, client)):
+                    threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError), source:
+            while data := source.recv(65536):
+                sink.sendall(data)
+                if self._cut_at and self._cut_at in data:
+                    self._cut_at, self.has_cut = b"", True
+                    self.cut()
+            sink.shutdown(socket.SHUT_RDWR)

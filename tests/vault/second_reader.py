@@ -1,0 +1,211 @@
+"""A second, independent reader, written from `workers/vault/FORMAT.md` alone. It imports nothing of Stillframe: if it
+and the vault disagree, the vault's format is not what the document says.
+
+`python second_reader.py VAULT KEYFILE` lists the points; with `POINT TARGET` it writes that disk to standard output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zstandard
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+ZERO = bytes(32)
+DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+class Wrong(Exception):
+    """Something is not as the format says."""
+
+
+def require(condition: bool, what: str) -> None:
+    if not condition:
+        raise Wrong(what)
+
+
+def hkdf(key: bytes, salt: bytes, info: str) -> bytes:
+    return HKDF(SHA256(), 32, salt, info.encode()).derive(key)
+
+
+def plain_object(path: Path) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(path.read_text())
+    check = fields.pop("sum")
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    require(hashlib.sha256(canonical.encode()).hexdigest() == check, f"sum of {path}")
+    return fields
+
+
+def phrase_secret(phrase: str) -> bytes:
+    text = phrase.upper().replace("-", "").replace(" ", "").translate(str.maketrans("OIL", "011"))
+    number = 0
+    for digit in text[:40]:
+        number = number * 32 + DIGITS.index(digit)
+    require((DIGITS + "*~$=U")[number % 37] == text[40], "check digit")
+    return number.to_bytes(25, "big")
+
+
+class SecondReader:
+    def __init__(self, root: Path, *, key: bytes = b"", phrase: str = "", passphrase: bytes = b"") -> None:
+        self.root = root
+        marker = plain_object(root / "vault.json")
+        require(marker["format"] == 1 and marker["stillframe"] == "vault", "marker")
+        self.vault = bytes.fromhex(marker["id"])
+        secret = {"keyfile": key, "passphrase": passphrase, "recovery": phrase_secret(phrase) if phrase else b""}
+        self.keys = {0: self._master(marker["id"], secret)}
+        id_keys = set()
+        for path in sorted((root / "keyring").iterdir()):
+            ring = json.loads(self._open_sealed(path, b"SFKRING\0", "keyring", f"keyring/{path.name}"))
+            require(f"{ring['version']:08d}" == path.name, "version of a keyring")
+            self.keys[ring["version"]] = bytes.fromhex(ring["data_key"])
+            id_keys.add(bytes.fromhex(ring["id_key"]))
+        (id_key,) = id_keys
+        self.id_keys = {
+            0: hkdf(id_key, self.vault, "stillframe id data"),
+            1: hkdf(id_key, self.vault, "stillframe id page"),
+        }
+        self.index: dict[bytes, tuple[str, bytes]] = {}
+
+    def _master(self, vault: str, secrets: dict[str, bytes]) -> bytes:
+        for path in (self.root / "keys").iterdir():
+            slot = plain_object(path)
+            secret, kdf = secrets[slot["kind"]], slot["kdf"]
+            if not secret:
+                continue
+            salt = bytes.fromhex(kdf["salt"])
+            if kdf["name"] == "argon2id":
+                from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+                cost = {"iterations": kdf["iterations"], "lanes": kdf["lanes"], "memory_cost": kdf["memory_kib"]}
+                kek = Argon2id(salt=salt, length=32, **cost).derive(secret)
+            else:
+                require(kdf["name"] == "hkdf-sha256", "kdf")
+                kek = hkdf(secret, salt, "stillframe slot")
+            aad = f"stillframe slot {vault} {slot['id']} {slot['kind']}".encode()
+            return AESGCM(kek).decrypt(bytes(12), bytes.fromhex(slot["wrapped"]), aad)
+        raise Wrong("no slot for the secret")
+
+    def _cipher(self, header: bytes, magic: bytes, info: str) -> AESGCM:
+        found, version, key, vault, salt = struct.unpack(">8sII16s32s", header)
+        require((found, version, vault) == (magic, 1, self.vault), f"header of a {info}")
+        return AESGCM(hkdf(self.keys[key], salt, f"stillframe {info}"))
+
+    def _open_sealed(self, path: Path, magic: bytes, info: str, name: str) -> bytes:
+        data = path.read_bytes()
+        plain = self._cipher(data[:64], magic, info).decrypt(bytes(12), data[64:], data[:64] + name.encode())
+        return zstandard.ZstdDecompressor().decompress(plain)
+
+    # --- where blocks are ------------------------------------------------------------------------------------------
+
+    def load_segments(self) -> None:
+        for path in (self.root / "index").iterdir():
+            require(hashlib.sha256(path.read_bytes()).hexdigest() == path.name, "name of a segment")
+            plain = self._open_sealed(path, b"SFINDEX\0", "index", "")
+            at = 0
+            while at < len(plain):
+                pack, count = struct.unpack_from(">32sI", plain, at)
+                at += 36
+                for _ in range(count):
+                    self.index[plain[at : at + 32]] = (pack.hex(), plain[at : at + 46])
+                    at += 46
+
+    def load_footers(self) -> None:
+        for path in (self.root / "packs").iterdir():
+            data = path.read_bytes()
+            require(hashlib.sha256(data).hexdigest() == path.name, "name of a pack")
+            offset, length, count, tail = struct.unpack(">QII8s", data[-24:])
+            require(tail == b"SFPKTAIL" and offset + length + 24 == len(data), "trailer")
+            footer = self._unseal(data, offset, length, 255, 0, ZERO, length - 16)
+            require(len(footer) == 46 * count, "footer")
+            position = 64
+            for at in range(0, len(footer), 46):
+                entry = footer[at : at + 46]
+                _, start, stored, *_ = struct.unpack(">32sIIIBB", entry)
+                require(start == position, "gaps")
+                position += stored
+                self.index[entry[:32]] = (path.name, entry)
+            require(position == offset, "gaps")
+
+    def _unseal(self, data: bytes, offset: int, length: int, kind: int, codec: int, id: bytes, plain: int) -> bytes:
+        aad = self.vault + bytes([kind, codec]) + id + plain.to_bytes(4, "big")
+        cipher = self._cipher(data[:64], b"SFPACK\0\0", "pack")
+        return cipher.decrypt(offset.to_bytes(12, "big"), data[offset : offset + length], aad)
+
+    def block(self, id: bytes, kind: int) -> bytes:
+        pack, entry = self.index[id]
+        _, offset, stored, plain, its_kind, codec = struct.unpack(">32sIIIBB", entry)
+        require(its_kind == kind, "kind")
+        data = self._unseal((self.root / "packs" / pack).read_bytes(), offset, stored, kind, codec, id, plain)
+        if codec == 1:
+            data = zstandard.ZstdDecompressor().decompress(data)
+        require(len(data) == plain and blake3(data, key=self.id_keys[kind]).digest() == id, "id of a block")
+        return data
+
+    # --- points ----------------------------------------------------------------------------------------------------
+
+    def points(self) -> dict[str, dict[str, Any]]:
+        found = {}
+        for path in (self.root / "points").iterdir():
+            content = json.loads(self._open_sealed(path, b"SFPOINT\0", "point", f"points/{path.name}"))
+            if "aborted" in content:
+                require(content["aborted"] == path.name, "aborted")
+                continue
+            require(content["point"]["id"] == path.name, "id of a point")
+            found[path.name] = content["point"]
+        return found
+
+    def disk(self, point: dict[str, Any], target: str) -> bytes:
+        (disk,) = [disk for disk in point["disks"] if disk["target"] == target]
+        size, block = disk["capacity"], disk["block_size"]
+        ids = list(self._leaves(bytes.fromhex(disk["root"]), -(-size // block)))
+        pieces = []
+        for at, id in enumerate(ids):
+            length = min(block, size - at * block)
+            data = bytes(length) if id == ZERO else self.block(id, 0)
+            require(len(data) == length, "length of a block")
+            pieces.append(data)
+        return b"".join(pieces)
+
+    def _leaves(self, root: bytes, count: int) -> Iterator[bytes]:
+        widths = [count]
+        while len(widths) == 1 or widths[-1] > 1:
+            widths.append(max(1, -(-widths[-1] // 1024)))
+
+        def page(level: int, at: int, id: bytes) -> Iterator[bytes]:
+            entries = min(1024, widths[level] - 1024 * at)
+            if id == ZERO:
+                yield from [ZERO] * min(1024 ** (level + 1), count - at * 1024 ** (level + 1))
+                return
+            data = self.block(id, 1)
+            require(data[:8] == b"SFMP" + bytes([1, level]) + entries.to_bytes(2, "big"), "head of a page")
+            for number in range(entries):
+                child = data[8 + 32 * number : 40 + 32 * number]
+                if level:
+                    yield from page(level - 1, 1024 * at + number, child)
+                else:
+                    yield child
+
+        yield from page(len(widths) - 2, 0, root)
+
+
+def main(arguments: list[str]) -> None:
+    reader = SecondReader(Path(arguments[0]), key=bytes.fromhex(Path(arguments[1]).read_text().strip()))
+    points = reader.points()
+    if len(arguments) == 2:
+        print("\n".join(points))
+        return
+    reader.load_segments()
+    sys.stdout.buffer.write(reader.disk(points[arguments[2]], arguments[3]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
