@@ -78,7 +78,8 @@ def _begin(controller: Controller, row: JobRow) -> str:
 def _outcome(catalog: Catalog, row: JobRow) -> str:
     with catalog.read() as session:
         _, job = load_job(session, row.id)
-    what = f"{row.kind} {row.id} of {row.machine_name}, left behind by a process that is gone"
+    why = "left behind by a process that is gone" if row.active else "whose release had failed"
+    what = f"{row.kind} {row.id} of {row.machine_name}, {why}"
     if job.state not in TERMINAL:
         return f"{what}: still {job.state}; tried again at the next start"
     if job.leftover:

@@ -137,7 +137,7 @@ class Service:
         protected = self._config.protected_by(machine.hypervisor, machine.name) is not None
         return machine_view(summary, last.get(machine.uuid), protected=protected)
 
-    def _summaries(self, hypervisor: str | None = None) -> list[MachineSummary]:
+    def _summaries(self, hypervisor: str | None = None, *, disks: bool = True) -> list[MachineSummary]:
         names = [hypervisor] if hypervisor else list(self._config.worker.hypervisors)
         if not names:
             raise UsageError(f"{self._config.path} names no hypervisor", hint="add a [hypervisors.local] section")
@@ -145,17 +145,17 @@ class Service:
         errors: list[HypervisorError] = []
         for name in names:
             try:
-                found += self._context.hypervisor(name).machines()
+                found += self._context.hypervisor(name).machines(disks=disks)
             except HypervisorError as error:
                 errors.append(error)
         if len(errors) == len(names):
             raise errors[0]
         return found
 
-    def _summary(self, wanted: str) -> MachineSummary:
+    def _summary(self, wanted: str, *, disks: bool = True) -> MachineSummary:
         hypervisor = wanted.partition("/")[0]
         known = "/" in wanted and hypervisor in self._config.worker.hypervisors
-        return find.machine_among(self._summaries(hypervisor if known else None), wanted)
+        return find.machine_among(self._summaries(hypervisor if known else None, disks=disks), wanted)
 
     # --- jobs ------------------------------------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ class Service:
         vault: str | None = None,
     ) -> str:
         """Begin a backup in this process; its job's id. Raises Busy if another job works on the machine."""
-        found = self._summary(machine).machine
+        found = self._summary(machine, disks=False).machine
         vault_name = self._config.vault_name(vault)
         with self._catalog.write() as session:
             base = newest_base(session, found.uuid, vault_name)

@@ -19,8 +19,9 @@ from workers.contract.points import Point
 
 if TYPE_CHECKING:
     from workers.vault import Level, SlotInfo, Vault, VaultStats, VerifyReport
+    from workers.vault.verify import Progress
 
-Advance = Callable[[int, int], None]
+Advance = Callable[["Progress"], None]
 
 
 class VaultDesk:
@@ -76,18 +77,20 @@ class VaultDesk:
         self, name: str | None, level: Level, on_progress: Advance | None, points: list[str] | None = None
     ) -> VerifyReport:
         """Check the vault, or only some points of it, and remember in the catalog which points are damaged."""
-        from workers.vault.verify import verify
+        from workers.vault.verify import Level, verify
 
         vault_name = self._config.vault_name(name)
         report = verify(self.open(vault_name), level, on_progress=on_progress, points=points)
         damage: dict[str, str] = {}
         for finding in report.findings:
-            for point in finding.points:
-                damage.setdefault(point, f"{finding.object}: {finding.problem}")
+            for hit in finding.affected:
+                damage.setdefault(hit.point, f"{finding.object}: {finding.problem}")
         with self._catalog.write() as session:
             for row in points_of(session, vault=vault_name):
-                if points is None or row.id in points:
-                    mark_damaged(session, row.id, damage.get(row.id, ""))
+                found = damage.get(row.id, "")
+                # Only a level that reads everything may say that a point is whole again.
+                if found or (level is Level.FULL and (points is None or row.id in points)):
+                    mark_damaged(session, row.id, found)
         return report
 
     def rebuild_catalog(self, name: str | None) -> int:

@@ -38,10 +38,9 @@ class Context:
         with self._lock:
             if name not in self._vaults:
                 wanted = _named(self.config.vaults, name, "vault")
+                store = open_store(wanted.url)  # first: where no vault is, a missing key is not the news
                 key, passphrase = secrets_of(name, wanted)
-                self._vaults[name] = Vault.open(
-                    open_store(wanted.url), key=key, passphrase=passphrase, cache_dir=self.config.cache_dir
-                )
+                self._vaults[name] = Vault.open(store, key=key, passphrase=passphrase, cache_dir=self.config.cache_dir)
             return self._vaults[name]
 
     def hypervisor(self, name: str) -> Hypervisor:

@@ -107,7 +107,7 @@ def _as_it_was(disk: DiskPoint) -> Format:
 def _require_free_name(hypervisor: Hypervisor, command: PrepareRestore) -> None:
     if command.replace:
         return
-    for summary in hypervisor.machines():
+    for summary in hypervisor.machines(disks=False):
         if summary.machine.name == command.name or summary.machine.uuid == command.uuid:
             raise TargetExists(
                 f"a machine named {summary.machine.name} exists already",

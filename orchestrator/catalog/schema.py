@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import DateTime, Dialect, Index, Text, TypeDecorator, text
+from sqlalchemy import BigInteger, DateTime, Dialect, Index, Text, TypeDecorator, text
 from sqlmodel import Field, SQLModel
 
 HEAD = "0001"
@@ -75,7 +75,7 @@ class JobRow(SQLModel, table=True):
     owner_host: str
     owner_boot: str
     owner_pid: int
-    owner_started: int
+    owner_started: int = Field(sa_type=BigInteger)
     created: datetime = Field(sa_type=UtcDateTime, index=True)
     updated: datetime = Field(sa_type=UtcDateTime)
     doc: str = Field(sa_type=Text)

@@ -88,7 +88,8 @@ def run_backup(
     for _, error in started.refused:
         session.out.error(error)
     codes = [error.exit_code for _, error in started.refused]
-    views = wait_for(session, [job for job, _ in started.jobs], follower(session.out), cancel=True)
+    watcher = follower(session.out, several=len(started.jobs) > 1)
+    views = wait_for(session, [job for job, _ in started.jobs], watcher, cancel=True)
     return worst(codes + [show_result(session, view, goal) for view in views])
 
 

@@ -163,8 +163,10 @@ def _leftovers(
     ours = {f"sf-{job}" for job in active}
     stray = [name for name in left.checkpoints if name not in ours and name not in (known or set())]
     if stray and known is not None:
-        mend = "; ".join(f"virsh checkpoint-delete {machine.name} {name}" for name in stray[:3])
-        yield Check("WARN", subject, f"no point refers to {', '.join(stray)}", mend)
+        # Ours by name, but perhaps another controller's with another catalog: the mend must leave room for that.
+        first = f"virsh checkpoint-delete {machine.name} {stray[0]}"
+        mend = f"if no other Stillframe backs this machine up: {first}{' …' if len(stray) > 1 else ''}"
+        yield Check("WARN", subject, f"no point in this catalog refers to {', '.join(stray)}", mend)
     elif stray:
         mend = "stillframe vault rebuild-catalog"
         yield Check("WARN", subject, f"no catalog tells what {', '.join(stray)} belongs to", mend)

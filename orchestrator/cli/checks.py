@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.cli.output import Output, is_terminal, size
+from orchestrator.cli.output import Output, size
 from orchestrator.cli.run import Session
 from workers.contract.errors import ConfigError, StillframeError, VaultMissing, WrongKey
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Level = Literal["OK", "WARN", "FAIL"]
 
-_COLOURS = {"OK": "\x1b[32m", "WARN": "\x1b[33m", "FAIL": "\x1b[1;31m"}
 _MIN_QEMU = (4, 2)
 _LOW_SPACE = 1 << 30
 _SOCKET_LIMIT = 107
@@ -47,11 +46,7 @@ class Check:
 
     def show(self, out: Output) -> None:
         """As a line, and a second one with the mend."""
-        import sys
-
-        colour = is_terminal(sys.stdout) and "NO_COLOR" not in os.environ
-        level = f"{_COLOURS[self.level]}{self.level:<4}\x1b[0m" if colour else f"{self.level:<4}"
-        out.say(f"{level}  {self.subject}: {self.detail}")
+        out.say(f"{self.subject}: {self.detail}", label=self.level)
         if self.mend:
             out.say(f"      → {self.mend}")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from orchestrator.cli.output import Output, is_terminal, size
+from orchestrator.cli.output import Output, is_terminal, printable, size
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -77,7 +77,7 @@ def disk_line(progress: Progress) -> str:
 
 
 def _line(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")
     sys.stderr.flush()
 
 
@@ -99,7 +99,7 @@ class JsonFollower(Follower):
 class LiveFollower(Follower):
     """Bars on the terminal: one line per job, one per disk."""
 
-    def __init__(self, out: Output) -> None:
+    def __init__(self, out: Output, *, several: bool) -> None:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn
         from rich.progress import Progress as Bars
 
@@ -112,6 +112,7 @@ class LiveFollower(Follower):
             transient=True,
         )
         self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._several = several
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -128,13 +129,17 @@ class LiveFollower(Follower):
         return self._tasks[job, target]
 
     def update(self, view: JobView) -> None:
+        from rich.markup import escape
+
         modes = {str(disk["target"]): str(disk.get("mode") or "") for disk in view.disks}
-        head = self._task(view.id, "", f"[bold]{view.machine}[/]")
+        machine = escape(printable(view.machine))
+        head = self._task(view.id, "", f"[bold]{machine}[/]")
         done = sum(progress.done_bytes for progress in view.progress)
         total = sum(progress.total_bytes for progress in view.progress)
         self._bars.update(head, completed=done, total=total or None, detail=str(view.state))
         for progress in view.progress:
-            label = f"  {progress.target} {modes.get(progress.target, '')}".rstrip()
+            owner = f"{machine} " if self._several else ""
+            label = f"  {owner}{progress.target} {modes.get(progress.target, '')}".rstrip()
             detail = f"{size(progress.rate)}/s  read {size(progress.read_bytes)}  stored {size(progress.stored_bytes)}"
             self._bars.update(
                 self._task(view.id, progress.target, label),
@@ -144,13 +149,14 @@ class LiveFollower(Follower):
             )
 
 
-def follower(out: Output, *, json_progress: bool = False) -> Follower:
-    """The one that fits where we run; `json_progress`: with `--json`, progress is asked for as well."""
+def follower(out: Output, *, several: bool = False, json_progress: bool = False) -> Follower:
+    """The one that fits where we run. `several` jobs are followed at once; `json_progress`: with `--json`, progress
+    is asked for as well."""
     if out.as_json:
         return JsonFollower(out) if json_progress else Follower()
     if out.quiet:
         return Follower()
-    return LiveFollower(out) if is_terminal(sys.stderr) else LineFollower()
+    return LiveFollower(out, several=several) if is_terminal(sys.stderr) else LineFollower()
 
 
 def wait_for(session: Session, jobs: Sequence[str], watcher: Follower, *, cancel: bool) -> list[JobView]:

@@ -73,7 +73,7 @@ def watch_job(
     jobs = [service.job(job)] if job else service.jobs(active_only=True)
     if not jobs:
         session.out.say("No job runs.")
-    watcher = follower(session.out, json_progress=True)
+    watcher = follower(session.out, several=len(jobs) > 1, json_progress=True)
     ended = wait_for(session, [view.id for view in jobs], watcher, cancel=False)
     for view in ended:
         session.out.record("job", view.model_dump(mode="json"))

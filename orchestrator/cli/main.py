@@ -13,7 +13,7 @@ from typing import Annotated, Protocol, cast
 
 import typer
 
-from orchestrator.cli import backup, job, point, restore, setup, vault, vm
+from orchestrator.cli import backup, first_steps, job, point, restore, vault, vm
 from orchestrator.cli.options import ConfigOption, JsonOption, QuietOption, VerboseOption, YesOption
 from orchestrator.cli.run import INTERRUPTED, Settings
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-setup.register(app)
+first_steps.register(app)
 app.add_typer(vm.app, name="vm")
 app.add_typer(backup.app, name="backup")
 app.add_typer(point.app, name="point")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 _ANSWERS = ("did you mean", "there are", "say which", "it has", "configured:")
 """Beginnings of hints that are no command to try."""
+_COLOURS = {"OK": "\x1b[32m", "WARN": "\x1b[33m", "FAIL": "\x1b[1;31m"}
+_PLAIN = "\x1b[0m"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -35,6 +39,11 @@ def size(count: float | None) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: names come from machines, and must not steer the terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def moment(time: datetime | str | None) -> str:
@@ -62,6 +71,11 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def coloured(stream: TextIO) -> bool:
+    """Whether colours are wanted on `stream` (no-color.org)."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
 class Output:
     """Where a command says things. `as_json` and `quiet` as typed."""
 
@@ -73,25 +87,29 @@ class Output:
     def record(self, kind: str, value: Mapping[str, object]) -> None:
         """One JSON line, if JSON was asked for; `value` is plain data."""
         if self.as_json:
-            sys.stdout.write(json.dumps({"type": kind, **value}, ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps({"type": kind, **value}) + "\n")
             sys.stdout.flush()
 
-    def say(self, text: str = "") -> None:
-        """A result, for people."""
-        if not self.as_json:
-            sys.stdout.write(text + "\n")
+    def say(self, text: str = "", *, label: str = "") -> None:
+        """A result, for people; with a word before it (OK, WARN, FAIL) that is coloured on a terminal."""
+        if self.as_json:
+            return
+        if label:
+            colour, plain = (_COLOURS[label], _PLAIN) if coloured(sys.stdout) else ("", "")
+            sys.stdout.write(f"{colour}{label:<4}{plain}  ")
+        sys.stdout.write(printable(text) + "\n")
 
     def note(self, text: str) -> None:
         """A remark beside the result; `-q` silences it."""
         if not self.quiet:
-            sys.stderr.write(text + "\n")
+            sys.stderr.write(printable(text) + "\n")
             sys.stderr.flush()
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
         """A table, for people; columns named in `right` are aligned there."""
         if self.as_json:
             return
-        lines = [list(row) for row in rows]
+        lines = [[printable(cell) for cell in row] for row in rows]
         if is_terminal(sys.stdout):
             _rich_table(self.console(), columns, lines, set(right))
         else:
@@ -105,8 +123,8 @@ class Output:
 
     def error(self, error: ErrorInfo) -> None:
         """An error: what, why, and the next command to type."""
-        what, _, why = error.message.partition("\n")
-        red, plain = ("\x1b[31m", "\x1b[0m") if is_terminal(sys.stderr) and "NO_COLOR" not in os.environ else ("", "")
+        what, _, why = printable(error.message).partition("\n")
+        red, plain = (_COLOURS["FAIL"], _PLAIN) if coloured(sys.stderr) else ("", "")
         lines = [f"{red}error:{plain} {what}", *(f"       {line}" for line in why.splitlines())]
         if error.hint:
             lines.append(f"       {error.hint}" if error.hint.startswith(_ANSWERS) else f"  try: {error.hint}")

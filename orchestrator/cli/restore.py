@@ -9,12 +9,12 @@ import typer
 
 from orchestrator.cli.follow import follower, wait_for
 from orchestrator.cli.options import command, group
-from orchestrator.cli.output import duration
+from orchestrator.cli.output import duration, moment
 from orchestrator.cli.point import PointRef
 from orchestrator.cli.run import OK, Session
 
 if TYPE_CHECKING:
-    from orchestrator.views import JobView
+    from orchestrator.views import JobView, PointView
 
 app = group("Bring back a machine or a disk.")
 
@@ -56,6 +56,7 @@ def restore_machine(
     hypervisor: Annotated[
         str | None, typer.Option("--hypervisor", metavar="NAME", help="Where; default: where it was.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what --replace would replace.")] = False,
 ) -> int:
     """Restore a machine: as a new one (new name, UUID, MACs), or in place of the original (--replace)."""
     from workers.contract.errors import UsageError
@@ -66,6 +67,9 @@ def restore_machine(
     if replace and name is not None:
         raise UsageError("--replace keeps the machine's own name: leave --name out")
     found = service.point(point)
+    if dry_run:
+        _show_plan(session, found, replace=replace)
+        return OK
     if replace:
         session.confirm(f"Stop {found.machine} and replace it by its point {found.id[:8]}?")
     job = service.start_restore_machine(
@@ -78,6 +82,30 @@ def restore_machine(
         hypervisor=hypervisor,
     )
     return _finish(session, job)
+
+
+def _show_plan(session: Session, point: PointView, *, replace: bool) -> None:
+    """What a restore of `point` would do, as far as it can be known beforehand."""
+    from workers.contract.errors import NotFound
+
+    out = session.out
+    disks = [disk.target for disk in point.disks]
+    replaced = None
+    if replace:
+        try:
+            replaced = session.service.machine(point.machine_uuid)
+        except NotFound:
+            out.note(f"{point.machine} does not exist any more: nothing to replace")
+    out.record(
+        "plan",
+        {"point": point.id, "disks": disks, "replaces": replaced.model_dump(mode="json") if replaced else None},
+    )
+    out.say(f"would restore {' '.join(disks)} of {point.machine} as of {moment(point.time)}")
+    if replaced is not None:
+        out.say(f"would stop {replaced.name} ({replaced.power} on {replaced.hypervisor}) and keep its disks aside:")
+        for disk in replaced.disks:
+            if not disk.excluded:
+                out.say(f"  {disk.target}  {disk.source}")
 
 
 @command(app, "disk")

@@ -79,7 +79,8 @@ class Session:
         return self._service
 
     def confirm(self, question: str) -> None:
-        """Ask before something is destroyed; `--yes` answers. Raises UsageError without a terminal, or on a no."""
+        """Ask before something is destroyed; `--yes` answers. Raises UsageError without a terminal, Cancelled on a
+        no."""
         if self.settings.yes:
             return
         from workers.contract.errors import Cancelled, UsageError

@@ -15,7 +15,8 @@ from orchestrator.cli.verify import advancing, level_of, show_report
 
 if TYPE_CHECKING:
     from orchestrator.cli.verify import Advance
-    from workers.vault import Level, SlotInfo, VerifyReport
+    from workers.vault.keys import SlotInfo
+    from workers.vault.verify import Level, VerifyReport
 
 app = group("Vaults: contents, verification, keys.")
 keys = group("Who can open a vault: its key slots.")

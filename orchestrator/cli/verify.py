@@ -11,10 +11,9 @@ from orchestrator.cli.output import is_terminal
 from orchestrator.cli.run import FAILED, OK, Session
 
 if TYPE_CHECKING:
-    from workers.vault import Level, VerifyReport
+    from workers.vault.verify import Finding, Level, Progress, VerifyReport
 
-Advance = Callable[[int, int], None]
-"""Told `(done, total)` now and then."""
+Advance = Callable[["Progress"], None]
 
 _WORDS = {
     "ids": "every block is in the index",
@@ -41,13 +40,13 @@ def advancing(session: Session, what: str) -> Iterator[Advance]:
     """A bar while something is checked, where somebody looks."""
     out = session.out
     if out.quiet or out.as_json or not is_terminal(sys.stderr):
-        yield lambda _done, _total: None
+        yield lambda _: None
         return
-    from rich.progress import Progress
+    from rich.progress import Progress as Bars
 
-    with Progress(console=out.console(stderr=True), transient=True) as bars:
+    with Bars(console=out.console(stderr=True), transient=True) as bars:
         task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        yield lambda at: bars.update(task, completed=at.done, total=at.total, description=f"{what}: {at.stage}")
 
 
 def show_report(session: Session, what: str, level: Level, report: VerifyReport) -> int:
@@ -56,8 +55,13 @@ def show_report(session: Session, what: str, level: Level, report: VerifyReport)
     code = FAILED if report.findings else OK
     out.record("verify", {**report.model_dump(mode="json"), "what": what, "level": level.value, "ok": code == OK})
     for finding in report.findings:
-        needed = f"; points {', '.join(point[:8] for point in finding.points)} need it" if finding.points else ""
-        out.say(f"{what}: {finding.object}: {finding.problem}{needed}")
+        out.say(f"{what}: {finding.object}: {finding.problem}{_needed_by(finding)}")
     if code == OK:
         out.say(f"{what}: {_WORDS[level.value]}")
     return code
+
+
+def _needed_by(finding: Finding) -> str:
+    hit = [f"{one.point[:8]} ({one.machine} {one.target})" for one in finding.affected]
+    more = f" and {len(hit) - 5} more" if len(hit) > 5 else ""
+    return f"; needed by {', '.join(hit[:5])}{more}" if hit else ""

@@ -21,7 +21,7 @@ from orchestrator.cli.follow import Follower, JsonFollower, follower
 from orchestrator.cli.output import Output, duration, size
 from orchestrator.views import PointView
 
-WIDTH = 108
+WIDTH = 120
 
 
 class Stage:

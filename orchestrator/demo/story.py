@@ -6,6 +6,7 @@ with its points is kept.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from typing import TYPE_CHECKING
@@ -103,8 +104,8 @@ class Story:
             point = service.point(str(view.point))
             for disk in point.disks:
                 done.append(
-                    f"{disk.target} {disk.mode.value} ({disk.reason}): "
-                    f"read {size(disk.read_bytes)}, stored {size(disk.stored_bytes)}"
+                    f"{disk.target} {disk.mode.value}: read {size(disk.read_bytes)}, "
+                    f"stored {size(disk.stored_bytes)} ({disk.reason})"
                 )
             frozen = f", file systems frozen for {point.frozen_ms} ms" if point.frozen_ms is not None else ""
             done.append(f"point {point.id[:8]}: {point.consistency.value} consistency{frozen}")
@@ -144,7 +145,7 @@ class Story:
 
     def _next(self, point: PointView) -> None:
         stage, place = self._stage, self._place
-        program = "stillframe" if shutil.which("stillframe") else sys.argv[0]
+        program = "stillframe" if shutil.which("stillframe") else os.path.relpath(sys.argv[0])
         stage.say(f"\nDone in {stage.seconds:.0f} s. Both machines run; play with them:\n")
         stage.command(f"export STILLFRAME_CONFIG={place.config}")
         for command, remark in (

@@ -132,7 +132,7 @@ class BlankFactory:
         folder = self.folder / name
         folder.mkdir(mode=0o755)
         disks = {target: make_image(folder / f"{target}.{format}", format, size) for target, format in formats.items()}
-        domain = self.connection.defineXML(blank_xml(name, disks, extra.replace("FOLDER", str(folder))))
+        domain = self.connection.defineXML(blank_xml(name, disks, extra))
         machine = BlankMachine(self.connection, domain, folder, disks, dict.fromkeys(disks, size))
         self.made.append(machine)
         if start:

@@ -69,9 +69,10 @@ def test_an_orderly_shutdown_leaves_clean_file_systems(tiny_guest: GuestFactory)
     guest = tiny_guest({"vda": 64 * MIB}, formats={"vda": "raw"})
     guest.out("echo kept > /data/vda/file")
     shut_down(guest.domain)
-    fsck = shutil.which("e2fsck", path="/usr/sbin:/sbin") or "e2fsck"
-    done = subprocess.run([fsck, "-fn", str(guest.disk("vda"))], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    dumpe2fs = shutil.which("dumpe2fs", path="/usr/sbin:/sbin") or "dumpe2fs"
+    done = subprocess.run([dumpe2fs, "-h", str(guest.disk("vda"))], capture_output=True, text=True, check=True)
+    assert "Filesystem state:         clean" in done.stdout
+    assert "needs_recovery" not in done.stdout
     guest.start()
     assert guest.out("cat /data/vda/file") == "kept\n"
 

@@ -95,7 +95,10 @@ class Hypervisor(Protocol):
 
     features: Features
 
-    def machines(self) -> list[MachineSummary]: ...
+    def machines(self, *, disks: bool = True) -> list[MachineSummary]:
+        """All machines, by name. Without `disks` they are left empty: quick, and not held up by a machine that is
+        busy (libvirt waits up to 30 s for one that is just being started)."""
+        ...
 
     def inventory(self, uuid: str, *, base: str | None = None, base_xml: str | None = None) -> Inventory:
         """The machine now. With `base`, each disk's `bitmap` says whether that checkpoint can serve as its base:

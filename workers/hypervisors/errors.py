@@ -2,7 +2,7 @@
 
 libvirt tells kinds of failure apart by a code, and sometimes only by its English text (a bitmap that is gone is an
 "internal error"). All reading of codes and texts is here, so that a new libvirt has one place to be checked against.
-Texts below: libvirt 9.0 with QEMU 7.2, each seen in the contract suite.
+The texts are those of libvirt 9.0 with QEMU 7.2.
 """
 
 from __future__ import annotations

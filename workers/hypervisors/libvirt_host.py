@@ -81,14 +81,14 @@ class LibvirtHypervisor:
 
     # --- looking -----------------------------------------------------------------------------------------------
 
-    def machines(self) -> list[MachineSummary]:
+    def machines(self, *, disks: bool = True) -> list[MachineSummary]:
         connection = self._connection()
         found = []
         with errors.translated(f"listing the machines of {self._name}"):
             for domain in connection.listAllDomains():
                 try:
-                    disks = self._disks(domain, lenient=True)
-                    found.append(MachineSummary(machine=self._ref(domain), power=_power(domain), disks=disks))
+                    listed = self._disks(domain, lenient=True) if disks else []
+                    found.append(MachineSummary(machine=self._ref(domain), power=_power(domain), disks=listed))
                 except libvirt.libvirtError as error:
                     if errors.code(error) != libvirt.VIR_ERR_NO_DOMAIN:  # gone since the listing
                         raise

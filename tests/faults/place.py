@@ -1,0 +1,195 @@
+"""A Stillframe of a test's own: configuration, catalog, vault, key, folders; and the command, run in it.
+
+In memory (`/dev/shm`): small cloud disks stall for a minute after a burst, and a walk of hundreds of runs is a burst.
+The commands run in children of one `killer --serve`, which has imported everything already.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from tests.guests.machines import FOLDER_PREFIX
+
+ROOT = Path(__file__).parents[2]
+MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a command ended: exit code, or minus the signal that ended it; None: it hung and was killed."""
+
+    code: int | None
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    def line(self, kind: str) -> dict[str, Any]:
+        """The one JSON line of that type."""
+        [line] = [line for line in self.lines if line["type"] == kind]
+        return line
+
+    def __str__(self) -> str:
+        return f"exit {self.code}\n{self.out}\n{self.err}"
+
+
+class Nursery:
+    """The process that runs commands, see `killer`."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.killer", "--serve"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
+        )
+
+    def run(self, request: dict[str, Any]) -> int | None:
+        source, answers = self._process.stdin, self._process.stdout
+        assert isinstance(source, IO) or source is not None
+        assert answers is not None
+        source.write(json.dumps(request) + "\n")
+        source.flush()
+        code: int | None = json.loads(answers.readline())["code"]
+        return code
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+
+def memory_folder() -> Path:
+    """A folder in memory that QEMU's user can pass through; those of killed test runs are removed."""
+    for old in MEMORY.glob(f"{FOLDER_PREFIX}*"):
+        found = re.fullmatch(re.escape(FOLDER_PREFIX) + r"(\d+)-.*", old.name)
+        if found and not Path("/proc", found[1]).exists() and not os.path.ismount(old):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=MEMORY))
+    folder.chmod(0o755)
+    return folder
+
+
+@dataclass
+class Place:
+    """One configuration, with everything that it names."""
+
+    folder: Path
+    nursery: Nursery
+    uri: str = "qemu:///system"
+    backup: str = ""
+    """Lines for the [backup] section."""
+    vault: Path = field(init=False)
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(mode=0o755, exist_ok=True)
+        self.vault = self.folder / "vault"
+        self.configure()
+
+    def configure(self) -> None:
+        """Write the configuration as the fields are now."""
+        self.config.write_text(
+            f"""
+            [paths]
+            state = "state"
+            scratch = "scratch"
+            runtime = "run"
+            cache = "cache"
+            [catalog]
+            url = "sqlite:///{self.folder}/catalog.db"
+            [vaults.main]
+            url = "file://{self.vault}"
+            key_file = "main.key"
+            [hypervisors.lab]
+            uri = "{self.uri}"
+            [backup]
+            {self.backup}
+            """
+        )
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "stillframe.toml"
+
+    @property
+    def catalog(self) -> Path:
+        return self.folder / "catalog.db"
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder / "scratch"
+
+    @property
+    def runtime(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def key(self) -> bytes:
+        return bytes.fromhex((self.folder / "main.key").read_text().strip())
+
+    def run(
+        self,
+        *arguments: str | Path,
+        count: Path | None = None,
+        at: tuple[str, int] | None = None,
+        timeout: float = 120.0,
+    ) -> Ran:
+        """Run `stillframe arguments…` with this configuration and `--json`."""
+        number = next(self.numbers)
+        out, err = self.folder / f"out-{number}", self.folder / f"err-{number}"
+        argv = [*map(str, arguments), "--json", "--config", str(self.config)]
+        code = self.nursery.run(
+            {
+                "argv": argv,
+                "out": str(out),
+                "err": str(err),
+                "count": str(count) if count else None,
+                "at": at,
+                "timeout": timeout,
+            }
+        )
+        ran = Ran(code, out.read_text(), err.read_text())
+        out.unlink()
+        err.unlink()
+        return ran
+
+    def good(self, *arguments: str | Path) -> Ran:
+        """Run a command that must succeed."""
+        ran = self.run(*arguments)
+        assert ran.code == 0, f"{arguments}: {ran}"
+        return ran
+
+    def backed_up(self, machine: str, *options: str) -> dict[str, Any]:
+        """Run a backup that must succeed; its point."""
+        return self.good("backup", "run", machine, *options).line("backup")
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """What the catalog holds."""
+        with sqlite3.connect(f"file:{self.catalog}?mode=ro", uri=True) as connection:
+            found = connection.execute(sql).fetchall()
+        connection.close()
+        return found
