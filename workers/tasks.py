@@ -46,6 +46,17 @@ C = TypeVar(
 )
 
 
+def target_of(command: m.Command) -> str | None:
+    """The disk that a command is for, if it is for one: a job that joins its disks must know which of them failed."""
+    match command:
+        case m.TransferDisk():
+            return command.plan.target
+        case m.RestoreDisk():
+            return command.target
+        case _:
+            return None
+
+
 class Tasks:
     """The commands of the contract, performed on one worker."""
 
@@ -69,7 +80,7 @@ class Tasks:
             try:
                 event = perform(command)
             except Exception as error:  # noqa: BLE001 - the border: whatever happens becomes an event
-                event = m.Failed(command=command.kind, error=describe(error), target=getattr(command, "target", None))
+                event = m.Failed(command=command.kind, error=describe(error), target=target_of(command))
             post_event(self._app, command.job, event)
 
         kind: Any = message.model_fields["kind"].default

@@ -70,7 +70,12 @@ def point(point_id: str, seconds: int = 0) -> Point:
 def test_migrations_lead_to_the_tables_that_the_code_expects(catalog: Catalog) -> None:
     with catalog.read() as session:
         context = MigrationContext.configure(session.connection())
-        assert compare_metadata(context, SQLModel.metadata) == []
+        differences = compare_metadata(context, SQLModel.metadata)
+    # These two are made by the migration alone (see JobRow); anything else would be a table that the code misreads.
+    assert {(what, index.name) for what, index in differences} == {
+        ("remove_index", "job_one_active_per_lock"),
+        ("remove_index", "job_unsettled"),
+    }
     config = Config()
     config.set_main_option("script_location", "orchestrator.catalog:migrations")
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]

@@ -51,7 +51,12 @@ class Cli:
 
     def run(self, *arguments: str | Path, stdin: str | None = None, env: dict[str, str] | None = None) -> Ran:
         """Run a command without a terminal; `stdin` None: closed."""
-        home = {"HOME": str(self.folder / "home"), "PATH": os.environ["PATH"], **(env or {})}
+        home = {
+            "HOME": str(self.folder / "home"),
+            "TMPDIR": str(self.folder),
+            "PATH": os.environ["PATH"],
+            **(env or {}),
+        }
         done = subprocess.run(
             [sys.executable, "-m", "orchestrator.cli.main", *map(str, arguments)],
             cwd=self.folder,
