@@ -158,6 +158,7 @@ def restore_disk(vault: Vault, command: RestoreDisk, folder: Path, threads: int,
     try:
         run = _Run(_map_of(vault.reader(), disk), vault.reader(), watch)
         share_out(run.blocks(), lambda work: target.write(run.decoded(work)), threads)
+        run.report()
     finally:
         target.close()
         shutil.rmtree(folder)
@@ -195,8 +196,11 @@ class _Run:
         now = time.monotonic()
         if now - self._watched >= WATCH_SECONDS:
             self._watched = now
-            self.written.seconds = now - self._started
-            self._watch(self.written)
+            self.report()
+
+    def report(self) -> None:
+        self.written.seconds = time.monotonic() - self._started
+        self._watch(self.written)
 
     def decoded(self, work: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
         block, size, get = self._map.block_size, self._map.size, self._reader.get

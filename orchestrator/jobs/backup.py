@@ -299,7 +299,7 @@ def _join(job: BackupJob) -> Step:
 def _old_checkpoint(job: BackupJob) -> str | None:
     """The base's checkpoint, if a committed new point makes it superfluous: no disk of it refers to it any more.
     None as long as no manifest can exist (invariant 1)."""
-    if not job.commit_sent or job.new_point is None:
+    if job.new_point is None:
         return None
     name = base_checkpoint(job.base)
     return None if name in {disk.checkpoint for disk in job.new_point.disks} else name

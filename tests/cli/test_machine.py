@@ -238,7 +238,10 @@ def test_a_damaged_pack_is_found_told_and_remembered(lab: Cli) -> None:
     assert found.code == 1
     assert pack.name in found.line("verify")["findings"][0]["object"]
     assert lab.run("vault", "verify", "--ids").code == 0
-    assert any(point["damaged"] for point in lab.run("point", "list", "--json").lines)
+    damaged = [point["id"] for point in lab.run("point", "list", "--json").lines if point["damaged"]]
+    affected = {one["point"] for one in found.line("verify")["findings"][0]["affected"]}
+    assert affected
+    assert set(damaged) == affected
     (lab.folder / "main.key").rename(lab.folder / "away.key")
     without_key = lab.run("vault", "verify", "--packs").code
     (lab.folder / "away.key").rename(lab.folder / "main.key")

@@ -10,7 +10,7 @@ from orchestrator.catalog.store import Catalog
 from orchestrator.jobs.backup import BackupJob
 from orchestrator.jobs.states import JobState
 from tests.controller.scripted import Bench, add_backup, run_backup
-from tests.jobs.world import MACHINE, failed
+from tests.jobs.world import MACHINE, disk, failed
 from workers.contract.errors import Busy, NoSpace, NotFound
 from workers.contract.messages import CancelRequested, Command, Event, TransferDisk, WorkerLost
 
@@ -81,6 +81,7 @@ def test_first_failure_stops_the_other_transfers_once(bench: Bench) -> None:
             return failed(command, NoSpace("scratch is full").info())
         return bench.world.perform(command)
 
+    bench.world.disks.append(disk("vdc"))
     add_backup(bench.catalog, "one")
     bench.controller.start("one")
     bench.run(fails)

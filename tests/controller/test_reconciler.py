@@ -75,7 +75,7 @@ def test_death_in_the_middle_of_the_freeze_is_thawed(bench: Bench) -> None:
     die_at(bench, "", half)
     assert bench.world.frozen
     settle(bench)
-    assert not bench.world.frozen
+    assert bench.world.thaws
     assert bench.world.checkpoints == {}
 
 

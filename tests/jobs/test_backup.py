@@ -10,20 +10,24 @@ from tests.jobs.world import MACHINE, World, disk, failed
 from workers.contract.errors import Cancelled, NoSpace
 from workers.contract.machines import Power
 from workers.contract.messages import (
+    BaseRefused,
     CancelRequested,
     Command,
     CommitPoint,
     DiskTransferred,
     Event,
+    Failed,
     Release,
     TakeSnapshot,
     Thaw,
+    TimedOut,
     TransferDisk,
     WorkerLost,
 )
 from workers.contract.points import Mode
 
 S = JobState
+CANCELLED = Cancelled("cancelled by anna").info()
 
 
 def new_job(world: World, point: str, **changes: object) -> BackupJob:
@@ -148,8 +152,6 @@ def test_refused_base_of_no_named_disk_demotes_all() -> None:
     world = World()
     run_backup(world, "p1")
     job, [_] = until(world, new_job(world, "p2"), S.SNAPSHOTTING)
-    from workers.contract.messages import BaseRefused
-
     job, [again] = advance(job, BaseRefused(target=None, reason="checkpoint broken"))
     assert isinstance(again, TakeSnapshot)
     assert [p.mode for p in again.disks] == [Mode.FULL] * 2
@@ -168,7 +170,7 @@ def test_lost_during_the_snapshot_thaws_at_once_and_deletes_the_new_checkpoint()
     for command in commands:
         job, _ = advance(job, world.perform(command))
     assert job.state is S.FAILED
-    assert not world.frozen
+    assert world.thaws == 2  # on the queue `rescue`, and by the release
     assert set(world.checkpoints) == {"sf-job-p1"}
 
 
@@ -191,11 +193,11 @@ def test_one_failed_disk_waits_for_the_others_and_fails_with_the_first_error() -
     world = World()
     job, [first, second] = until(world, new_job(world, "p1"), S.TRANSFERRING)
     job, commands = advance(job, failed(first, NoSpace("scratch is full").info()))
-    assert (job.state, commands, job.stopping) == (S.TRANSFERRING, [], True)
+    assert (job.state.value, commands, job.stopping) == ("transferring", [], True)
     job, [release] = advance(job, failed(second, Cancelled("cancelled").info()))
-    assert job.state is S.RELEASING
+    assert job.state.value == "releasing"
     job, _ = advance(job, world.perform(release))
-    assert job.state is S.FAILED
+    assert job.state.value == "failed"
     assert job.error is not None
     assert job.error.code == "NoSpace"
 
@@ -203,8 +205,8 @@ def test_one_failed_disk_waits_for_the_others_and_fails_with_the_first_error() -
 def test_cancel_waits_for_running_transfers() -> None:
     world = World()
     job, [first, second] = until(world, new_job(world, "p1"), S.TRANSFERRING)
-    job, commands = advance(job, CancelRequested(by="anna"))
-    assert (job.state, commands) == (S.TRANSFERRING, [])
+    assert advance(job, CancelRequested(by="anna")) == (job.model_copy(update={"error": CANCELLED}), [])
+    job, _ = advance(job, CancelRequested(by="anna"))
     job, commands = advance(job, world.perform(first))
     assert commands == []
     job, [release] = advance(job, failed(second, Cancelled("cancelled").info()))
@@ -291,3 +293,51 @@ def test_transfers_carry_the_disk_of_the_inventory() -> None:
 def test_no_transition_that_the_table_does_not_know() -> None:
     with pytest.raises(ValueError, match="transferring cannot become cancelled"):
         check(S.TRANSFERRING, S.CANCELLED)
+
+
+def test_refusal_of_a_disk_takes_the_trust_from_its_bitmap() -> None:
+    world = World()
+    run_backup(world, "p1")
+    world.power = Power.OFF
+    job, _ = until(world, new_job(world, "p2"), S.SNAPSHOTTING)
+    assert job.trusted == ["vda", "vdb"]
+    job, _ = advance(job, BaseRefused(target="vdb", reason="bitmap cannot be used"))
+    assert job.trusted == ["vda"]
+
+
+def test_first_report_of_a_disk_counts() -> None:
+    world = World()
+    job, [first, second] = until(world, new_job(world, "p1"), S.TRANSFERRING)
+    report = world.perform(first)
+    assert isinstance(report, DiskTransferred)
+    job, _ = advance(job, report)
+    other = report.model_copy(update={"disk": report.disk.model_copy(update={"root": "ff" * 32})})
+    assert advance(job, other) == (job, [])
+    _, [commit] = advance(job, world.perform(second))
+    assert isinstance(commit, CommitPoint)
+    assert commit.point.disks[0].root == report.disk.root
+
+
+@pytest.mark.parametrize("kind", ["prepare", "take_snapshot", "transfer_disk", "commit_point", "thaw"])
+def test_late_failure_of_another_command_changes_nothing(kind: str) -> None:
+    """While the release runs it would be taken for the release's, and the guest's state for unknown."""
+    world = World()
+    job, [_] = until(world, new_job(world, "p1"), S.RELEASING)
+    late = Failed(command=kind, error=NoSpace("full").info(), target="vda")
+    assert advance(job, late) == (job, [])
+
+
+@pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled"])
+def test_an_ended_job_stays_as_it_is(end: str) -> None:
+    world = World()
+    job, [prepare] = start(new_job(world, "p1"))
+    if end == "succeeded":
+        job = run_backup(world, "p2")
+    else:
+        if end == "cancelled":
+            job, _ = advance(job, CancelRequested(by="anna"))
+        job, [release] = advance(job, failed(prepare))
+        job, _ = advance(job, world.perform(release))
+    assert job.state == end
+    for late in (WorkerLost(detail="x"), TimedOut(detail="x"), CancelRequested(by="x"), failed(prepare)):
+        assert advance(job, late) == (job, [])

@@ -31,6 +31,7 @@ class Backups(RuleBasedStateMachine):
         self.world = World()
         self.job = BackupJob(id="none", machine=MACHINE, vault="main", point="0", state=JobState.FAILED)
         self.number = 0
+        self.disturbed = 0
         self.in_flight: list[Command] = []
         self.mailbox: list[tuple[str, Event]] = []
         self.delivered: list[tuple[str, Event]] = []
@@ -57,6 +58,7 @@ class Backups(RuleBasedStateMachine):
     @rule(force=st.booleans(), off=st.booleans())
     def new_job(self, force: bool, off: bool) -> None:
         self.number += 1
+        self.disturbed = 0
         self.world.power = Power.OFF if off else Power.RUNNING
         base = self.world.newest_base()
         self.job = BackupJob(
@@ -68,6 +70,18 @@ class Backups(RuleBasedStateMachine):
             base=base.model_copy(update={"definition": "", "nvram": None}) if base else None,
         )
         self._apply(start(self.job))
+
+    @precondition(lambda self: self.in_flight)
+    @rule(data=st.data(), steps=st.integers(1, 12))
+    def goes_well(self, data: st.DataObject, steps: int) -> None:
+        """Some commands in a row, in any order, each performed and reported: deep states are reached by this."""
+        for _ in range(steps):
+            if self.in_flight:
+                command = data.draw(st.sampled_from(self.in_flight))
+                self.in_flight.remove(command)
+                item = (command.job, self.world.perform(command))
+                self.delivered.append(item)
+                self._deliver(item)
 
     @precondition(lambda self: self.in_flight)
     @rule(data=st.data(), outcome=st.sampled_from(["ok", "ok", "ok", "fails before", "fails after", "half"]))
@@ -104,10 +118,11 @@ class Backups(RuleBasedStateMachine):
         if job == self.job.id:
             self._apply(advance(self.job, event))
 
-    @precondition(lambda self: self.job.state not in TERMINAL)
+    @precondition(lambda self: self.job.state not in TERMINAL and self.disturbed < 2)
     @rule(half=st.booleans(), timed_out=st.booleans())
     def crash(self, half: bool, timed_out: bool) -> None:
         """The process dies: in the middle of a snapshot perhaps; what it had not yet reported is lost."""
+        self.disturbed += 1
         for command in self.in_flight:
             if half and isinstance(command, TakeSnapshot):
                 self.world.half_snapshot(command)
@@ -117,8 +132,10 @@ class Backups(RuleBasedStateMachine):
         lost: Event = TimedOut(detail="10 minutes") if timed_out else WorkerLost(detail="process 7 is gone")
         self._apply(advance(self.job, lost))
 
+    @precondition(lambda self: self.disturbed < 2)
     @rule()
     def cancel(self) -> None:
+        self.disturbed += 1
         self._apply(advance(self.job, CancelRequested(by="anna")))
 
     @rule(which=st.sampled_from(["vda", "vdb"]))
@@ -170,5 +187,5 @@ class Backups(RuleBasedStateMachine):
         assert "secret" not in self.job.model_dump_json()
 
 
-Backups.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+Backups.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestBackups = Backups.TestCase

@@ -24,6 +24,7 @@ class Restores(RuleBasedStateMachine):
         self.in_flight: list[Command] = []
         self.mailbox: list[Event] = []
         self.delivered: list[Event] = []
+        self.disturbed = 0
         self.job = RestoreJob(id="r1", vault="main", point="p1")
 
     @initialize(kind=st.sampled_from(["disk", "machine", "replace"]), foreign_file=st.booleans())
@@ -49,6 +50,18 @@ class Restores(RuleBasedStateMachine):
         self.in_flight += commands
 
     @precondition(lambda self: self.in_flight)
+    @rule(data=st.data(), steps=st.integers(1, 6))
+    def goes_well(self, data: st.DataObject, steps: int) -> None:
+        """Some commands in a row, in any order, each performed and reported: deep states are reached by this."""
+        for _ in range(steps):
+            if self.in_flight:
+                command = data.draw(st.sampled_from(self.in_flight))
+                self.in_flight.remove(command)
+                event = self.world.perform(command)
+                self.delivered.append(event)
+                self._apply(advance(self.job, event))
+
+    @precondition(lambda self: self.in_flight)
     @rule(data=st.data(), outcome=st.sampled_from(["ok", "ok", "ok", "fails before", "fails after"]))
     def perform(self, data: st.DataObject, outcome: str) -> None:
         command = data.draw(st.sampled_from(self.in_flight))
@@ -72,13 +85,16 @@ class Restores(RuleBasedStateMachine):
     def deliver_again(self, data: st.DataObject) -> None:
         self._apply(advance(self.job, data.draw(st.sampled_from(self.delivered))))
 
+    @precondition(lambda self: self.disturbed < 2)
     @rule()
     def cancel(self) -> None:
+        self.disturbed += 1
         self._apply(advance(self.job, CancelRequested(by="anna")))
 
-    @precondition(lambda self: self.job.state not in TERMINAL)
+    @precondition(lambda self: self.job.state not in TERMINAL and self.disturbed < 2)
     @rule()
     def crash(self) -> None:
+        self.disturbed += 1
         self.in_flight, self.mailbox = [], []
         self._apply(advance(self.job, WorkerLost(detail="process 7 is gone")))
 
@@ -108,5 +124,5 @@ class Restores(RuleBasedStateMachine):
             assert self.world.machines[MACHINE.uuid] == "original"
 
 
-Restores.TestCase.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+Restores.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestRestores = Restores.TestCase

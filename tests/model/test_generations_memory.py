@@ -124,7 +124,7 @@ class Player:
     def _run(self, *, full: bool = False, fault: Fault | None = None) -> None:
         if not self.world.disks:
             return
-        self.world.audit_blocks = SEARCHING if self.lied else 8
+        self.world.audit_blocks = SEARCHING if self.lied else 0
         if self.world.backup(full=full, fault=fault).committed:
             self.lied.clear()
 

@@ -198,7 +198,7 @@ def test_a_sparse_giant_costs_what_changed(shared: Vault) -> None:
 def test_overlaps_and_what_is_past_the_end_are_errors(shared: Vault, steps: list[tuple[str, int, int]]) -> None:
     size = 3000 * BLOCK
     base = BlockMap(shared.reader(), write(shared, size, [("1", 0, 3000)], None)[0], size, BLOCK)
-    with pytest.raises(DiskError, match="settled twice|not within"):
+    with pytest.raises(DiskError, match=r"settled twice|not within"):
         write(shared, size, steps, base)
 
 

@@ -118,6 +118,24 @@ class BlockMap:
             elif child != ZERO_ID:
                 yield index * FANOUT + at, child
 
+    def last_data(self, first: int, end: int) -> int | None:
+        """Index of the last block of `[first, end)` that is not zero, or None. Reads at most 2·height pages."""
+        return self._last_data(self.shape.height - 1, 0, self.root, first, end)
+
+    def _last_data(self, level: int, page: int, id: bytes, first: int, end: int) -> int | None:
+        if id == ZERO_ID:
+            return None
+        ids, start, span = self.load(id, level, page), page * FANOUT, FANOUT**level
+        low, high = max(0, first // span - start), min(len(ids) // ID, -(-end // span) - start)
+        while used := len(ids[low * ID : high * ID].rstrip(b"\0")):
+            high = low + (used - 1) // ID
+            if not level:
+                return start + high
+            child = ids[high * ID : high * ID + ID]
+            if (found := self._last_data(level - 1, start + high, child, first, end)) is not None:
+                return found
+        return None
+
     def sample(self, rng: random.Random, k: int) -> list[int]:
         """Indexes, in order, of up to `k` different blocks that are not zero, by random descent (not quite uniform:
         a block in a sparse page is likelier). Reads at most 2·k·height pages."""
