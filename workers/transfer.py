@@ -6,7 +6,9 @@ threads × reads in flight × block size.
 
 Change tracking is not believed blindly. A small random sample of the blocks that it calls unchanged is read again and
 compared with the base; one mismatch and the whole disk is read (research, gap 1: nobody else detects bitmaps that are
-stale but look valid, after a storage roll-back for instance).
+stale but look valid, after a storage roll-back for instance). The last unchanged data block is always in the sample:
+a disk that shrank and grew again since the base has lost its tail, and QEMU's bitmap the memory of it; then that block
+is the one that certainly differs.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Settings:
     block_size: int
     threads: int = 2
     audit_blocks: int = 8
-    """Unchanged blocks that are read again in an incremental."""
+    """Unchanged blocks that are read again in an incremental, besides the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class _Run:
         chosen = base.sample(random.Random(), settings.audit_blocks) if base is not None else []
         self._candidates = sorted(chosen)
         self._audited: list[int] = []
+        self._last_inherited: int | None = None  # of those that are not zero
         self._waits: list[list[float]] = []  # seconds waited for reads, one cell a thread
 
     def carry(self) -> None:
@@ -155,10 +158,15 @@ class _Run:
             if run.kind is Kind.ZERO:
                 self.blocks.zero(run.first, run.count)
             else:
-                self.blocks.inherit(run.first, run.count)
-                low = bisect_left(self._candidates, run.first)
-                self._audited += self._candidates[low : bisect_left(self._candidates, run.first + run.count)]
+                self._inherit(run.first, run.first + run.count)
             self._tick(end - start)
+
+    def _inherit(self, first: int, end: int) -> None:
+        assert self._base is not None
+        self.blocks.inherit(first, end - first)
+        self._audited += self._candidates[bisect_left(self._candidates, first) : bisect_left(self._candidates, end)]
+        last = self._base.last_data(first, end)
+        self._last_inherited = self._last_inherited if last is None else last
 
     def _tick(self, length: int) -> None:
         self.tally.done_bytes += length
@@ -182,9 +190,10 @@ class _Run:
         """Read the sample again; what was wrong, or nothing."""
         block, size = self._settings.block_size, self._source.size
         base = self._base
-        if base is None or not self._audited:
+        if base is None or self._last_inherited is None:
             return ""
-        ranges = [(index * block, min(block, size - index * block)) for index in self._audited]
+        chosen = sorted({*self._audited, self._last_inherited})
+        ranges = [(index * block, min(block, size - index * block)) for index in chosen]
         for offset, data in self._source.read(iter(ranges)):
             self.tally.read_bytes += len(data)
             if self._reader.block_id(data) != base.id_at(offset // block):

@@ -77,9 +77,8 @@ def cli(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
 
 
-@pytest.fixture
-def configured(cli: Cli) -> Cli:
-    """… with a good configuration whose hypervisor cannot be reached."""
+def write_configuration(cli: Cli) -> Cli:
+    """A good configuration, whose hypervisor cannot be reached."""
     cli.configure(
         f"""
         [paths]
@@ -92,4 +91,18 @@ def configured(cli: Cli) -> Cli:
         uri = "{UNREACHABLE}"
         """
     )
+    return cli
+
+
+@pytest.fixture
+def configured(cli: Cli) -> Cli:
+    """The command, configured; nothing made yet."""
+    return write_configuration(cli)
+
+
+@pytest.fixture(scope="session")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """The command with an empty vault, for tests that leave it as it is."""
+    cli = write_configuration(Cli(tmp_path_factory.mktemp("ready")))
+    assert cli.run("init").code == 0
     return cli

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import re
 import select
 import signal
@@ -37,10 +38,15 @@ _MACHINE = """<domain type='qemu'><name>{name}</name><memory unit='MiB'>32</memo
 
 
 def make_disk(path: Path, format: str, size: int, written: list[tuple[int, int]]) -> None:
-    """An image with pattern bytes at `(offset, length)`."""
-    run(["qemu-img", "create", "-q", "-f", format, str(path), str(size)])
-    writes = [word for start, length in written for word in ("-c", f"write -q -P 83 {start} {length}")]
-    run(["qemu-io", "-f", format, *writes, str(path)])
+    """An image with random bytes, which nothing compresses, at `(offset, length)`."""
+    raw = path.with_suffix(".tmp")
+    with raw.open("wb") as file:
+        file.truncate(size)
+        for start, length in written:
+            file.seek(start)
+            file.write(random.Random(start).randbytes(length))
+    run(["qemu-img", "convert", "-f", "raw", "-O", format, str(raw), str(path)])
+    raw.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +239,8 @@ def test_a_damaged_pack_is_found_told_and_remembered(lab: Cli) -> None:
     pack = max((lab.folder / "vault/packs").iterdir(), key=lambda path: path.stat().st_size)
     whole = pack.read_bytes()
     pack.chmod(0o600)
-    pack.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    middle = len(whole) // 2
+    pack.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
     found = lab.run("vault", "verify", "--full", "--json")
     assert found.code == 1
     assert pack.name in found.line("verify")["findings"][0]["object"]

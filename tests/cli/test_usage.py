@@ -85,14 +85,3 @@ def test_a_mistake_in_the_configuration_changes_nothing(cli: Cli) -> None:
     assert ran.code == 2
     assert f"{cli.file}:3: unknown key 'key_fle' in [vaults.main]; did you mean key_file?" in ran.err
     assert sorted(path.name for path in cli.folder.iterdir()) == ["stillframe.toml"]
-
-
-@pytest.mark.parametrize(
-    "typed",
-    ["backup run web --consistency aplication", "restore disk a@latest vda --to f --format vmdk"],
-)
-def test_a_word_that_is_no_choice(configured: Cli, typed: str) -> None:
-    assert configured.run("init").code == 0
-    ran = configured.run(*typed.split())
-    assert ran.code == 2
-    assert "cannot be" in ran.err

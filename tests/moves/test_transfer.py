@@ -31,7 +31,8 @@ def carry(vault: Vault, disk: MemoryDisk, base: Transferred | None = None, base_
     base_map = None
     if base is not None:
         base_map = BlockMap(vault.reader(), base.root, base_size if base_size is not None else disk.size, BLOCK)
-    return transfer_disk(disk, vault, Settings(BLOCK), base=base_map, watch=quiet)
+    # Enough draws that each of a handful of blocks is in the sample.
+    return transfer_disk(disk, vault, Settings(BLOCK, audit_blocks=64), base=base_map, watch=quiet)
 
 
 def stored(vault: Vault, root: bytes, size: int) -> bytes:
