@@ -44,14 +44,15 @@ from orchestrator.plan import base_checkpoint
 from orchestrator.vault_desk import Advance, VaultDesk
 from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view, point_view
 from workers.context import Context
-from workers.contract.errors import Busy, HypervisorError, NotFound, UsageError
+from workers.contract.errors import Busy, HypervisorError, NotFound, StillframeError, UsageError
 from workers.contract.machines import MachineSummary
 from workers.contract.messages import CancelRequested
-from workers.contract.points import Consistency
+from workers.contract.points import Consistency, Point
 
 if TYPE_CHECKING:
     from orchestrator.engine import Engine
-    from workers.vault import Level, SlotInfo, VaultStats, VerifyReport
+    from workers.vault import SlotInfo, VaultStats
+    from workers.vault.verify import Level, VerifyReport
 
 __all__ = ["JobView", "MachineView", "PointView", "Service", "VaultView"]
 
@@ -347,7 +348,21 @@ class Service:
             view = point_view(row, note=note)
             if dry_run:
                 session.rollback()
-        return view
+        if base is not None and note and not dry_run:
+            note += self._drop_checkpoint(base)
+        return view.model_copy(update={"note": note})
+
+    def _drop_checkpoint(self, base: Point) -> str:
+        """Delete a checkpoint that no point refers to any more; what to add to the note if that was not possible."""
+        name = base_checkpoint(base)
+        try:
+            if name is not None:
+                self._context.hypervisor(base.machine.hypervisor).delete_checkpoint(base.machine.uuid, name)
+        except NotFound:
+            pass  # the machine is gone, and its checkpoints with it
+        except StillframeError as error:
+            return f"; its checkpoint {name} stays on {base.machine.hypervisor} ({error})"
+        return ""
 
     # --- vaults ----------------------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from workers.contract.errors import StillframeError, VaultMissing, WrongKey
 from workers.contract.points import Point
 
 if TYPE_CHECKING:
-    from workers.vault import Level, SlotInfo, Vault, VaultStats, VerifyReport
-    from workers.vault.verify import Progress
+    from workers.vault import SlotInfo, Vault, VaultStats
+    from workers.vault.verify import Level, Progress, VerifyReport
 
 Advance = Callable[["Progress"], None]
 

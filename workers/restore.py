@@ -17,7 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.contract.errors import DiskError, NoSpace, NotFound, TargetExists, UsageError
+from workers.contract.errors import DiskError, HypervisorError, NoSpace, NotFound, TargetExists, UsageError
+from workers.contract.machines import Inventory
 from workers.contract.messages import (
     DefineMachine,
     Discard,
@@ -231,7 +232,7 @@ def define_machine(vault: Vault, hypervisor: Hypervisor, command: DefineMachine)
     """Define the machine on its restored disks. With `replace` the one that has its UUID is stopped and gives way;
     its old disks stay where they are and are named in the result."""
     point = vault.point(command.point)
-    replaced = _stop_original(hypervisor, command) if command.replace else []
+    original = _original(hypervisor, command) if command.replace else None
     any_disk = Path(next(iter(command.disks.values())))
     nvram = any_disk.with_name(f"{command.name}-{command.job[:8]}_VARS.fd") if point.nvram is not None else None
     definition = restored(
@@ -242,20 +243,34 @@ def define_machine(vault: Vault, hypervisor: Hypervisor, command: DefineMachine)
         nvram_path=str(nvram) if nvram else None,
         fresh_macs=not command.replace,
     )
-    hypervisor.define(definition, point.nvram, start=command.start)
+    if original is None:
+        hypervisor.define(definition, point.nvram, start=command.start)
+    else:
+        _replace(hypervisor, original, definition, point, start=command.start)
+    old = [] if original is None else [disk.source for disk in original.disks if not disk.excluded]
+    replaced = [source for source in old if source not in command.disks.values()]
     for path in command.disks.values():
         temporary(Path(path), command.job).unlink(missing_ok=True)
     return MachineDefined(uuid=command.uuid, name=command.name, started=command.start, replaced=replaced)
 
 
-def _stop_original(hypervisor: Hypervisor, command: DefineMachine) -> list[str]:
+def _original(hypervisor: Hypervisor, command: DefineMachine) -> Inventory | None:
     try:
-        found = hypervisor.inventory(command.uuid)
+        return hypervisor.inventory(command.uuid)
     except NotFound:
-        return []
-    old = [disk.source for disk in found.disks if not disk.excluded and disk.source not in command.disks.values()]
-    hypervisor.undefine(command.uuid)
-    return old
+        return None
+
+
+def _replace(hypervisor: Hypervisor, original: Inventory, definition: str, point: Point, *, start: bool) -> None:
+    """Stop and forget the original, and define the restored machine; if that is refused, put the original back."""
+    uuid, nvram = original.machine.uuid, hypervisor.nvram(original)
+    hypervisor.undefine(uuid)
+    try:
+        hypervisor.define(definition, point.nvram, start=start)
+    except HypervisorError:
+        hypervisor.undefine(uuid)
+        hypervisor.define(original.definition, nvram, start=False)
+        raise
 
 
 def discard(hypervisor: Hypervisor | None, command: Discard) -> Discarded:

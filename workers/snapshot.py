@@ -96,6 +96,9 @@ def take_online(
     try:
         quiesced = _quiesced(point, guest, found.power, goal)
     except CheckpointUnusable as refusal:
+        incremental = {plan.target for plan in plans if plan.mode is Mode.INCREMENTAL}
+        if not incremental or refusal.target not in {None, *incremental}:
+            raise  # nothing is left to read in full instead
         shutil.rmtree(places.scratch_of(job))
         return BaseRefused(target=refusal.target, reason=str(refusal))
     begun = point.begun

@@ -266,7 +266,7 @@ def _disk_point(command: m.TransferDisk, done: transfer.Transferred) -> DiskPoin
         block_size=plan.block_size,
         root=done.root.hex(),
         mode=Mode.FULL if done.alert else plan.mode,
-        reason=f"read in full: {done.alert}" if done.alert else plan.reason,
+        reason=done.alert or plan.reason,
         checkpoint=None,
         options=disk.source_options,
         figures=done.figures,

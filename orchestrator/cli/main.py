@@ -96,7 +96,9 @@ def _misuse(error: Exception, as_json: bool) -> int:
 def main() -> None:
     """`stillframe`."""
     # A polite request to end (systemd, a closing terminal) is an interruption: jobs are cancelled and released.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -266,6 +266,50 @@ def test_doctor_sees_the_machine(lab: Cli) -> None:
     assert next(line["level"] for line in checks if line["subject"] == "hypervisor here") == "OK"
 
 
+# --- two at once, and one that dies ------------------------------------------------------------------------------
+
+
+def stopped_in_the_middle(lab: Cli) -> subprocess.Popen[str]:
+    """A backup whose process stands still between snapshot and release."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli.main", "backup", "run", NAME, "--full"],
+        cwd=lab.folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "snapshotting" in line:
+            process.send_signal(signal.SIGSTOP)
+            return process
+    raise AssertionError(f"the backup ended with {process.wait()}")
+
+
+def test_a_second_backup_of_a_machine_is_refused_while_one_runs(lab: Cli) -> None:
+    first = stopped_in_the_middle(lab)
+    try:
+        second = lab.run("backup", "run", NAME)
+    finally:
+        first.send_signal(signal.SIGCONT)
+        _, errors = first.communicate(timeout=120)
+    assert second.code == 11
+    assert "stillframe job" in second.err
+    assert first.returncode == 0, errors
+
+
+def test_what_a_killed_backup_left_is_settled_by_the_next_command(lab: Cli) -> None:
+    killed = stopped_in_the_middle(lab)
+    killed.kill()
+    killed.communicate(timeout=60)
+    ran = lab.run("point", "list", NAME)
+    assert ran.code == 0
+    assert "settled: backup" in ran.err
+    assert_nothing_left(lab)
+    assert backed_up(lab)["state"] == "succeeded"
+
+
 # --- on a terminal ---------------------------------------------------------------------------------------------
 
 

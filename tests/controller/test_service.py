@@ -168,7 +168,9 @@ def test_delete_first_tells_then_does(service: Service, catalog: Catalog) -> Non
     assert len(service.points()) == 2
     service.delete_point("web@latest")
     gone = service.delete_point("web@latest")
-    assert gone.note == "the next backup of web will be full: it was the base"
+    told, kept = gone.note.split("; ")
+    assert told == "the next backup of web will be full: it was the base"
+    assert kept.startswith("its checkpoint sf-job-p stays on lab"), "nobody can be asked to delete it here"
     assert service.points() == []
     assert service.rebuild_catalog() == 0
 

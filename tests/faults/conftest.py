@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.paused import Paused, paused_machine
 from tests.faults.place import Nursery, Place, memory_folder
+from tests.guests.machines import GuestFactory
 
 NewPlace = Callable[..., Place]
 
@@ -44,3 +46,9 @@ def new_place(memory: Path, nursery: Nursery) -> NewPlace:
 @pytest.fixture
 def place(new_place: NewPlace) -> Place:
     return new_place()
+
+
+@pytest.fixture
+def machine(tiny_guest: GuestFactory) -> Paused:
+    """A paused machine with two empty disks, vda and vdb."""
+    return paused_machine(tiny_guest)

@@ -1,7 +1,8 @@
-"""Runs the real command line in a process that counts its steps, or dies at one of them.
+"""Runs the real command line in a process that counts its steps, dies at one of them, or stands still there.
 
     python -m tests.faults.killer --count FILE            -- backup run VM …
     python -m tests.faults.killer --at "before link" 2    -- backup run VM …
+    python -m tests.faults.killer --hold "before link" 2  -- backup run VM …
     python -m tests.faults.killer --serve
 
 `--serve` reads requests, a JSON object a line, and answers each with how it ended. It imports what the commands
@@ -16,10 +17,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.steps import die, watch
+from tests.faults.steps import die, stand_still, watch
 
 _IMPORTS = (
     "orchestrator.cli.main",
@@ -48,13 +50,13 @@ def _prepare() -> None:
         importlib.import_module(name)
 
 
-def _arm(count: str | None, at: tuple[str, int] | None) -> None:
+def _arm(count: str | None, at: tuple[str, int] | None, then: Callable[[], None] = die) -> None:
     if count is not None:
         record = os.open(count, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         watch(lambda label, _nth: None if os.write(record, f"{label}\n".encode()) else None)
     elif at is not None:
         wanted = tuple(at)
-        watch(lambda label, nth: die() if (label, nth) == wanted else None)
+        watch(lambda label, nth: then() if (label, nth) == wanted else None)
 
 
 def _main(arguments: list[str]) -> None:
@@ -107,9 +109,9 @@ def main() -> None:
             _prepare()
             _arm(str(Path(file).absolute()), None)
             _main(command)
-        case ["--at", label, nth]:
+        case ["--at" | "--hold" as how, label, nth]:
             _prepare()
-            _arm(None, (label, int(nth)))
+            _arm(None, (label, int(nth)), die if how == "--at" else stand_still)
             _main(command)
         case _:
             raise SystemExit(__doc__)

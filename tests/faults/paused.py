@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,11 +88,11 @@ class Paused:
 
     def kill(self) -> None:
         """QEMU dies as after a power cut; returns when libvirt has noticed."""
-        pid = int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text())
-        handle = os.pidfd_open(pid)
-        os.kill(pid, 9)
-        os.waitid(os.P_PIDFD, handle, os.WEXITED) if False else None
-        os.close(handle)
+        os.kill(int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text()), signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while self.domain.isActive():
+            assert time.monotonic() < deadline, "libvirt did not notice"
+            time.sleep(0.02)
 
 
 def paused_machine(factory: GuestFactory, *targets: str, start: bool = True, label: str = "paused") -> Paused:

@@ -11,19 +11,22 @@ import json
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from tests.guests.machines import FOLDER_PREFIX
 
 ROOT = Path(__file__).parents[2]
 MEMORY = Path("/dev/shm")
+_ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(ROOT)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,21 @@ class Ran:
         return f"exit {self.code}\n{self.out}\n{self.err}"
 
 
+@dataclass
+class Held:
+    """A command that stands still."""
+
+    process: subprocess.Popen[bytes]
+    out: Path
+    err: Path
+
+    def finish(self) -> Ran:
+        """Let it go on, to its end."""
+        self.process.send_signal(signal.SIGCONT)
+        code = self.process.wait(120)
+        return Ran(code, self.out.read_text(), self.err.read_text())
+
+
 class Nursery:
     """The process that runs commands, see `killer`."""
 
@@ -57,12 +75,12 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
+            env=_ENVIRONMENT,
         )
 
     def run(self, request: dict[str, Any]) -> int | None:
         source, answers = self._process.stdin, self._process.stdout
-        assert isinstance(source, IO) or source is not None
+        assert source is not None
         assert answers is not None
         source.write(json.dumps(request) + "\n")
         source.flush()
@@ -176,6 +194,28 @@ class Place:
         out.unlink()
         err.unlink()
         return ran
+
+    def hold(self, step: str, nth: int, *arguments: str | Path) -> Held:
+        """Begin `stillframe arguments…`; returns when it stands still at that step."""
+        out, err = self.folder / "held-out", self.folder / "held-err"
+        argv = [sys.executable, "-m", "tests.faults.killer", "--hold", step, str(nth), "--", *map(str, arguments)]
+        with out.open("w") as out_file, err.open("w") as err_file:
+            process = subprocess.Popen(
+                [*argv, "--json", "--config", str(self.config)],
+                cwd=ROOT,
+                env=_ENVIRONMENT,
+                stdin=subprocess.DEVNULL,
+                stdout=out_file,
+                stderr=err_file,
+            )
+        held = Held(process, out, err)
+        deadline = time.monotonic() + 60
+        while os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG) is None:
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                raise AssertionError(f"{arguments} never came to {step} ({nth}): {held.finish()}")
+            time.sleep(0.01)
+        return held
 
     def good(self, *arguments: str | Path) -> Ran:
         """Run a command that must succeed."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _posixsubprocess
 import os
 import posix
+import signal
 import sqlite3
 import sys
 import threading
@@ -124,4 +125,9 @@ def chosen(steps: list[str]) -> list[tuple[str, int]]:
 
 def die() -> None:
     """As after a power cut, as far as this process is concerned: nothing of it is cleaned up."""
-    os.kill(os.getpid(), 9)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stand_still() -> None:
+    """All threads, until somebody sends SIGCONT: time for a test to do its worst, without a race."""
+    os.kill(os.getpid(), signal.SIGSTOP)

@@ -159,7 +159,7 @@ class Backups(RuleBasedStateMachine):
     @invariant()
     def base_stands(self) -> None:
         """The newest point's checkpoint exists on the hypervisor: the chain is never cut."""
-        newest = self.world.newest_base()
+        newest = self.world.newest()
         if newest is not None:
             assert {d.checkpoint for d in newest.disks if d.checkpoint} <= set(self.world.checkpoints)
 

@@ -217,11 +217,14 @@ class World:
         return Released(committed=self.points[command.point] if exists else None)
 
     def _delete_checkpoint(self, name: str) -> None:
-        """Invariant 1: only what no newest point needs."""
-        newest = self.newest_base()
+        """Invariant 1: only once the newest point does without it."""
+        newest = self.newest()
         if newest is not None:
             assert name not in {one.checkpoint for one in newest.disks}, "deleted the base"
         self.checkpoints.pop(name, None)
+
+    def newest(self) -> Point | None:
+        return max(self.points.values(), key=lambda p: p.time, default=None)
 
     def newest_base(self) -> Point | None:
         found = [p for p in self.points.values() if any(d.checkpoint for d in p.disks)]

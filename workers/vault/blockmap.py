@@ -125,7 +125,8 @@ class BlockMap:
     def _last_data(self, level: int, page: int, id: bytes, first: int, end: int) -> int | None:
         if id == ZERO_ID:
             return None
-        ids, start, span = self.load(id, level, page), page * FANOUT, FANOUT**level
+        ids, start = self.load(id, level, page), page * FANOUT
+        span: int = FANOUT**level
         low, high = max(0, first // span - start), min(len(ids) // ID, -(-end // span) - start)
         while used := len(ids[low * ID : high * ID].rstrip(b"\0")):
             high = low + (used - 1) // ID
