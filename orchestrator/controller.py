@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import OperationalError
+
 from orchestrator.catalog.jobs import Stale, append_event, load_job, store_job
 from orchestrator.catalog.points import put_point, see_machine
 from orchestrator.catalog.store import Catalog
@@ -81,7 +83,7 @@ class Controller:
             try:
                 before, after, commands = self._commit(job_id, decide, kind, text)
                 break
-            except Stale:
+            except (Stale, OperationalError):  # somebody else was first, or the database is busy or away for a moment
                 if not tries_left:
                     raise
         for command in commands:
@@ -112,9 +114,13 @@ def _register(session: Session, before: Job, after: Job) -> None:
             see_machine(session, after.machine)
 
 
-def register(app: Celery, controller: Controller) -> None:
-    """Make `controller` the one that this process's worker hands events to."""
+def register(app: Celery, controller: Controller, broken: Callable[[str, Exception], None]) -> None:
+    """Make `controller` the one that this process's worker hands events to. `broken` is told of an event that could
+    not be applied: its job would otherwise wait for ever."""
 
     @app.task(name=ADVANCE, shared=False)  # type: ignore[untyped-decorator]
     def advance(job_id: str, event_json: str) -> None:
-        controller.advance(job_id, EVENT.validate_json(event_json))
+        try:
+            controller.advance(job_id, EVENT.validate_json(event_json))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job does not go on
+            broken(job_id, error)

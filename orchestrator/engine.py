@@ -39,6 +39,7 @@ class Engine:
         self._starting = threading.RLock()
         self._news = threading.Condition()
         self._changes = 0
+        self._broken: dict[str, Exception] = {}
 
     @property
     def app(self) -> Celery:
@@ -65,7 +66,7 @@ class Engine:
                     changed=self._changed,
                 )
                 Tasks(app, self._context)
-                register(app, controller)
+                register(app, controller, self._broke)
                 self._worker = celery.EmbeddedWorker(app, self._config.worker.hypervisors).__enter__()
                 self._controller = controller
             return self._controller
@@ -94,6 +95,16 @@ class Engine:
         with self._news:
             self._news.wait_for(lambda: self._changes != seen, timeout)
             return self._changes
+
+    def broken(self, job_id: str) -> Exception | None:
+        """Why a job of this process does not go on, if an event of it could not be applied."""
+        return self._broken.get(job_id)
+
+    def _broke(self, job_id: str, error: Exception) -> None:
+        with self._news:
+            self._broken[job_id] = error
+            self._changes += 1
+            self._news.notify_all()
 
     def _changed(self, job: Job) -> None:
         if job.state in TERMINAL:

@@ -296,6 +296,11 @@ class Service:
                 dead = owner.is_dead(owner_of(find_job(session, view.id)))
             if dead:
                 self.reconcile()
+            if error := self._engine.broken(view.id):
+                raise StillframeError(
+                    f"job {view.id} cannot go on: {error}",
+                    hint="the next stillframe command settles it: stillframe job list",
+                ) from error
             seen = self._engine.wait_for_change(seen, POLL)
 
     def cancel(self, job_id: str) -> None:

@@ -35,7 +35,7 @@ class WorkerConfig(Value):
     """Sockets and pid files of offline exports."""
     cache_dir: Path = Path("/var/cache/stillframe")
     """Rebuildable look-up caches of vault indexes."""
-    block_size: int = 1 << 20
+    block_size: int = 256 << 10
     """Default block size, bytes; per disk: `block_sizes`."""
     transfer_threads: int = 2
     """Threads per disk in a transfer."""

@@ -66,7 +66,7 @@ class BackupJob(Value):
     goal: Consistency = Consistency.APPLICATION
     force_full: bool = False
     exclude: list[str] = []
-    block_size: int = 1 << 20
+    block_size: int = 256 << 10
     block_size_rules: dict[str, int] = {}
     base: Point | None = None
     """Without definition and NVRAM, as the catalog holds it."""

@@ -48,6 +48,7 @@ class Paused:
         command = f"write -P {byte} {at} {length}"
         if self.domain.isActive():
             self._monitor(f"qemu-io -d {self._device(target)} \"{command}\"")
+            self._monitor(f"qemu-io -d {self._device(target)} flush")
         else:
             subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, self.guest.disk(target)], check=True, stdout=-3)
         disk = self.content.setdefault(target, bytearray(SIZE))

@@ -210,11 +210,14 @@ class Place:
             )
         held = Held(process, out, err)
         deadline = time.monotonic() + 60
-        while os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG) is None:
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                raise AssertionError(f"{arguments} never came to {step} ({nth}): {held.finish()}")
+        while time.monotonic() < deadline:
+            found = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is not None:
+                break
             time.sleep(0.01)
+        if found is None or found.si_code != os.CLD_STOPPED:
+            process.kill()
+            raise AssertionError(f"{arguments} never came to {step} ({nth}): {held.finish()}")
         return held
 
     def good(self, *arguments: str | Path) -> Ran:

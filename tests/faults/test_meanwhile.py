@@ -5,6 +5,8 @@ The command stands still in the middle of its transfer until the test has done i
 
 from __future__ import annotations
 
+import time
+
 import libvirt
 import pytest
 
@@ -37,6 +39,20 @@ def restored(place: Place, machine: Paused, target: str) -> bytes:
 def holds_everything(place: Place, machine: Paused) -> None:
     for target in machine.content:
         assert restored(place, machine, target) == machine.content[target], target
+
+
+def begin_theirs(machine: Paused) -> None:
+    """A backup as another program would make it."""
+    socket = f"/var/lib/libvirt/qemu/other-{machine.domain.ID()}.sock"
+    server = f"<server transport='unix' socket='{socket}'/>"
+    machine.domain.backupBegin(f"<domainbackup mode='pull'>{server}</domainbackup>", None)
+
+
+def wait_for_no_backup(machine: Paused) -> None:
+    deadline = time.monotonic() + 30
+    while job := world.backup_job(machine.guest):
+        assert time.monotonic() < deadline, job
+        time.sleep(0.02)
 
 
 def test_a_guest_that_shuts_down_meanwhile(place: Place, tiny_guest: GuestFactory) -> None:
@@ -100,7 +116,7 @@ def test_a_start_wins_over_the_backup_of_a_machine_that_is_off(
 def test_a_job_of_somebody_else_is_left_alone(place: Place, machine: Paused) -> None:
     place.backed_up(machine.name)
     base = world.checkpoints(machine.guest)
-    machine.domain.backupBegin("<domainbackup mode='pull'><server transport='unix' socket='/var/lib/libvirt/qemu/other-%d.sock'/></domainbackup>" % machine.domain.ID())  # fmt: skip  # noqa: E501, UP031
+    begin_theirs(machine)
     theirs = world.backup_job(machine.guest)
     ran = place.run("backup", "run", machine.name)
     error = ran.line("backup")["error"]
@@ -117,27 +133,17 @@ def test_a_job_that_somebody_else_begins_after_ours_ended_is_left_alone(place: P
     """The release of a backup whose job is gone must not end the one that took its place."""
     held = place.hold(TRANSFER, 1, "backup", "run", machine.name)
     machine.domain.abortJob()
-    deadline_free(machine)
-    machine.domain.backupBegin("<domainbackup mode='pull'><server transport='unix' socket='/var/lib/libvirt/qemu/other-%d.sock'/></domainbackup>" % machine.domain.ID())  # fmt: skip  # noqa: E501, UP031
+    wait_for_no_backup(machine)
+    begin_theirs(machine)
     theirs = world.backup_job(machine.guest)
     ran = held.finish()
     assert ran.code == 1, ran
     assert world.backup_job(machine.guest) == theirs
     machine.domain.abortJob()
     place.good("job", "list")
-    deadline_free(machine)
+    wait_for_no_backup(machine)
     assert world.strays(place, machine.guest) == []
     place.backed_up(machine.name)
-
-
-def deadline_free(machine: Paused) -> None:
-    """Wait until no backup runs."""
-    import time
-
-    deadline = time.monotonic() + 30
-    while world.backup_job(machine.guest):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_cancelled_by_another_process(place: Place, machine: Paused) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from workers.contract.errors import DiskError
+from workers.contract.errors import DiskError, NoSpace
 from workers.contract.extents import Extent, Kind
 
 ALLOCATION = "base:allocation"
@@ -138,6 +138,8 @@ class _translated:
         import nbd
 
         if isinstance(error, nbd.Error):
+            if error.errno == "ENOSPC":
+                raise NoSpace(f"{self._what}: no space left", hint="choose another place") from None
             raise DiskError(
                 f"{self._what}: {error.string}",
                 hint="did the machine stop, or its hypervisor's storage fill up? `stillframe doctor` looks",

@@ -82,6 +82,8 @@ class BlockWriter:
         self._durable: Packs = {}
         """Durable packs that no segment names yet."""
         self._state = "open"
+        self._failure: BaseException | None = None
+        """Why it failed; told to the threads that come too late, so that whoever is heard first gives the cause."""
 
     # --- figures ---------------------------------------------------------------------------------------------------
 
@@ -138,8 +140,8 @@ class BlockWriter:
             stats.cpu += compressed - started
             stored = self._append(kind, id, len(data), codec, payload)
             stats.write += time.perf_counter() - compressed
-        except BaseException:
-            self._fail()  # other threads may have been told that this block is known
+        except BaseException as error:
+            self._fail(error)  # other threads may have been told that this block is known
             raise
         stats.stored += stored
         if kind == PAGE:
@@ -177,6 +179,8 @@ class BlockWriter:
         with self._lock:
             while self._state == "open" and not self._idle and self._held and self._appended < _SPREAD:
                 self._changed.wait()
+            if self._failure is not None:
+                raise self._failure
             if self._state != "open":
                 raise VaultError(f"the writer is {self._state}: nothing can be added")
             self._held += 1
@@ -200,9 +204,10 @@ class BlockWriter:
         if unwanted is not None:
             unwanted.abandon()
 
-    def _fail(self) -> None:
+    def _fail(self, error: BaseException) -> None:
         with self._lock:
             self._state = "failed"
+            self._failure = self._failure or error
             self._changed.notify_all()
 
     # --- packs and segments ----------------------------------------------------------------------------------------
