@@ -145,6 +145,7 @@ def _result(view: JobView, point: PointView | None, code: int) -> dict[str, obje
         "state": str(view.state),
         "error": view.error.model_dump(mode="json") if view.error else None,
         "warnings": list(view.warnings),
+        "job_seconds": round((view.updated - view.created).total_seconds(), 3),
         "exit_code": code,
     }
 

@@ -186,7 +186,7 @@ class Play:
     # --- backups ---------------------------------------------------------------------------------------------------
 
     def good(self, *, full: bool = False) -> str:
-        view = self._run(self.service, full=full)
+        view = self._run(full=full)
         assert view.state == "succeeded", view
         return self._described(view)
 
@@ -197,12 +197,12 @@ class Play:
         fault = self.rng.choice([self._without_space, self._without_packs, self._cancelled, self._killed])
         return f"{fault.__name__}: {fault()}"
 
-    def _run(self, service: Service, *, full: bool = False, cancel: bool = False) -> JobView:
+    def _run(self, *, full: bool = False, cancel: bool = False) -> JobView:
         """One backup, with writes while the snapshot stands that the point must not see."""
         truth = {target: picture.copy() for target, picture in self.machine.pictures.items()}
-        job = service.start_backup(self.machine.name, full=full)
+        job = self.service.start_backup(self.machine.name, full=full)
         if cancel:
-            service.cancel(job)
+            self.service.cancel(job)
         written = False
 
         def write(view: JobView) -> None:
@@ -211,7 +211,7 @@ class Play:
                 written = True
                 self.do_fill(self.rng.choice(sorted(self.machine.disks)), 2)
 
-        view = service.wait(job, on_progress=write)
+        view = self.service.wait(job, on_progress=write)
         assert not [text for text in view.warnings if "release failed" in text], view
         if view.state == "succeeded":
             assert view.point is not None
@@ -234,8 +234,10 @@ class Play:
     def _without_space(self) -> str:
         if not self.machine.on:
             return "not while it is off"
-        with Service.open(load_config(self.tight)) as service:
-            view = self._run(service)
+        self.service.close()  # services of one process share its broker
+        with Service.open(load_config(self.tight)) as self.service:
+            view = self._run()
+        self._reopened()
         assert view.error is not None
         assert view.error.code == "NoSpace", view
         return "failed"
@@ -247,7 +249,7 @@ class Play:
         packs.rename(away)
         packs.write_text("in the way")
         try:
-            view = self._run(self.service)
+            view = self._run()
         finally:
             packs.unlink()
             away.rename(packs)
@@ -255,7 +257,7 @@ class Play:
         return str(view.error and view.error.message)
 
     def _cancelled(self) -> str:
-        return str(self._run(self.service, cancel=True).state)
+        return str(self._run(cancel=True).state)
 
     def _killed(self) -> str:
         """The process of a backup is killed at any moment; the next start settles what it left."""

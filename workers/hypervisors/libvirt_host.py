@@ -23,7 +23,7 @@ from workers.contract.seams import BackupRequest, Begun, Features
 from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, local_files
 from workers.hypervisors.disk_facts import DiskFacts
 
-END_SECONDS = 60.0
+END_SECONDS = 120.0
 LOST_SECONDS = 2.0
 _BACKUP_SINCE = 7_002_000
 """libvirt 7.2: incremental backup on by default."""
