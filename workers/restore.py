@@ -145,26 +145,23 @@ def temporary(path: Path, job: str) -> Path:
     return path.with_name(f"{path.name}.{sf_name(job)}")
 
 
-def restore_disk(vault: Vault, command: RestoreDisk, folder: Path, threads: int, watch: Watch) -> DiskRestored:
-    """Write one disk of a point; it has its name only when it is whole. `folder` is the job's own, for sockets."""
+def restore_disk(vault: Vault, command: RestoreDisk, threads: int, watch: Watch) -> DiskRestored:
+    """Write one disk of a point; it has its name only when it is whole."""
     started = time.monotonic()
     disk = disk_of(vault.point(command.point), command.target)
     path = Path(command.path)
     _require_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     unfinished = temporary(path, command.job)
     unfinished.unlink(missing_ok=True)
-    target = open_target(unfinished, command.format, disk.capacity, disk.options, folder)
+    reader = vault.reader()
+    run = _Run(_map_of(reader, disk), reader, watch)
+    target = open_target(unfinished, command.format, disk.capacity, run.ranges, disk.options)
     try:
-        run = _Run(_map_of(vault.reader(), disk), vault.reader(), watch)
         share_out(run.blocks(), lambda work: target.write(run.decoded(work)), threads)
         run.report()
     finally:
         target.close()
-        shutil.rmtree(folder)
-        with suppress(OSError):
-            folder.parent.rmdir()  # the last disk of the job removes the job's own folder
     _publish(unfinished, path, keep=not command.standalone)
     return DiskRestored(
         target=command.target, written_bytes=run.written.written_bytes, seconds=round(time.monotonic() - started, 3)
@@ -180,6 +177,13 @@ class _Run:
         self._watch = watch
         self.written = Written(blocks.size)
         self._started = self._watched = time.monotonic()
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """`(start, length)` of all data."""
+        block, size = self._map.block_size, self._map.size
+        for first, count, id in self._map.runs():
+            if id is not None:
+                yield first * block, min((first + count) * block, size) - first * block
 
     def blocks(self) -> Iterator[tuple[int, bytes]]:
         """`(offset, id)` of every block that is not zero. Pulled under the lock of `share_out`."""
@@ -273,10 +277,19 @@ def _replace(hypervisor: Hypervisor, original: Inventory, definition: str, point
         raise
 
 
+def _prove_again(hypervisor: Hypervisor, uuid: str, command: Discard) -> None:
+    """The temporary names go once the machine is defined: from then on its definition says whose the files are."""
+    sources = {disk.source for each in hypervisor.machines() if each.machine.uuid == uuid for disk in each.disks}
+    for name in sources.intersection(command.paths):
+        with suppress(FileExistsError, FileNotFoundError):
+            os.link(name, temporary(Path(name), command.job))
+
+
 def discard(hypervisor: Hypervisor | None, command: Discard) -> Discarded:
     """Remove what a restore that did not end has made: only files whose temporary name proves them to be the job's,
     and the new machine, if the job may have defined one."""
     if hypervisor is not None and command.uuid is not None:
+        _prove_again(hypervisor, command.uuid, command)
         hypervisor.undefine(command.uuid)
     for name in command.paths:
         path, proof = Path(name), temporary(Path(name), command.job)

@@ -236,6 +236,10 @@ def take_offline(
                 capacity=disk.capacity,
             )
         )
+    # Once more, now that every later write shows in the fingerprints: a machine that was started before they were
+    # taken and is idle since would leave no trace in them.
+    if hypervisor.inventory(found.machine.uuid).power is not Power.OFF:
+        raise Yielded("the machine was started while its backup began", hint="run it again")
     return SnapshotTaken(
         snapshot=SnapshotInfo(
             name=sf_name(job),

@@ -7,6 +7,7 @@ exception meant. Only a killed process reports nothing, and that the reconciler 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +19,7 @@ from workers.contract.errors import (
     Cancelled,
     DiskError,
     GuestError,
+    NotFound,
     StillframeError,
     UsageError,
     VaultError,
@@ -170,7 +172,7 @@ class Tasks:
         """Every step is tried, whatever the others came to; the first error is raised at the end. The thaw comes
         first and needs no vault; what was never begun is not looked for, so that a dead hypervisor or a missing vault
         does not make a second failure of the first."""
-        name, uuid = command.machine.hypervisor, command.machine.uuid
+        name = command.machine.hypervisor
         point: list[Point] = []
         warnings: list[str] = []
 
@@ -189,7 +191,7 @@ class Tasks:
         if command.thaw:
             steps.append(lambda: self.thaw(m.Thaw(job=command.job, machine=command.machine)))
         if command.new_checkpoint is not None:
-            steps.append(lambda: self._context.hypervisor(name).end_backup(uuid, m.sf_name(command.job)))
+            steps.append(lambda: self._end_backup(command))
         steps += [lambda: snapshot.remove_files(command.job, self._context.places(name)), settle, withdraw]
         errors: list[StillframeError] = []
         for step in steps:
@@ -201,17 +203,24 @@ class Tasks:
             raise errors[0]
         return m.Released(committed=point[0] if point else None, warnings=warnings)
 
+    def _end_backup(self, command: m.Release) -> None:
+        hypervisor = self._context.hypervisor(command.machine.hypervisor)
+        with suppress(NotFound):  # the machine is gone, and its jobs with it
+            hypervisor.end_backup(command.machine.uuid, m.sf_name(command.job))
+
     def _drop_checkpoint(self, command: m.Release, *, committed: bool) -> None:
         """Invariants 1 and 2: the old one only after its successor is durable, the new one only without its point."""
         doomed = command.old_checkpoint if committed else command.new_checkpoint
         if doomed is not None:
-            self._context.hypervisor(command.machine.hypervisor).delete_checkpoint(command.machine.uuid, doomed)
+            hypervisor = self._context.hypervisor(command.machine.hypervisor)
+            with suppress(NotFound):  # the machine is gone: so is what knew of its checkpoints
+                hypervisor.delete_checkpoint(command.machine.uuid, doomed)
 
     def thaw(self, command: m.Thaw) -> m.Event:
         guest = self._context.guest(command.machine.hypervisor, command.machine.uuid)
         try:
             frozen = guest.frozen()
-        except GuestError:
+        except (GuestError, NotFound):
             return m.Thawed(thawed=0)  # no agent answers any more: the machine stopped, or never had one
         return m.Thawed(thawed=snapshot.thaw(guest) if frozen else 0)
 
@@ -227,7 +236,6 @@ class Tasks:
         return restore.prepare(self._context.vault(command.vault), hypervisor, command, folder)
 
     def restore_disk(self, command: m.RestoreDisk) -> m.Event:
-        folder = self._context.config.runtime_dir / m.sf_name(command.job) / command.target
         threads = self._context.config.transfer_threads
 
         def watch(written: restore.Written) -> None:
@@ -242,7 +250,7 @@ class Tasks:
             )
             publish_progress(self._app, command.job, progress)
 
-        return restore.restore_disk(self._context.vault(command.vault), command, folder, threads, watch)
+        return restore.restore_disk(self._context.vault(command.vault), command, threads, watch)
 
     def define_machine(self, command: m.DefineMachine) -> m.Event:
         hypervisor = self._context.hypervisor(command.hypervisor)
@@ -250,8 +258,6 @@ class Tasks:
 
     def discard(self, command: m.Discard) -> m.Event:
         hypervisor = self._context.hypervisor(command.hypervisor) if command.hypervisor else None
-        runtime = self._context.config.runtime_dir
-        snapshot.remove_files(command.job, snapshot.Places(runtime, runtime, 0))
         return restore.discard(hypervisor, command)
 
 

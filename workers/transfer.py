@@ -19,6 +19,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from workers.contract.errors import Corrupt, ObjectMissing
 from workers.contract.extents import Kind
 from workers.contract.points import Bottleneck, Figures
 from workers.contract.seams import BlockSource
@@ -80,11 +81,11 @@ def transfer_disk(
     """
     started = time.monotonic()
     with vault.writer() as writer:
-        run = _Run(source, vault, writer, settings, base, watch)
-        run.carry()
-        alert = run.audit()
-        if alert:
-            run = _Run(source, vault, writer, settings, None, watch, read_before=run.tally)
+        tally = Tally(source.size)
+        run, alert = _incremental(source, vault, writer, settings, base, watch, tally) if base else (None, "")
+        if run is None or alert:
+            tally = Tally(source.size, read_bytes=tally.read_bytes)
+            run = _Run(source, vault, writer, settings, None, watch, tally)
             run.carry()
         root = run.blocks.finish()
         writer.finish()
@@ -99,6 +100,24 @@ def transfer_disk(
     return Transferred(root, figures, alert)
 
 
+def _incremental(
+    source: BlockSource,
+    vault: Vault,
+    writer: BlockWriter,
+    settings: Settings,
+    base: BlockMap,
+    watch: Watch,
+    tally: Tally,
+) -> tuple[_Run | None, str]:
+    """A pass that inherits from `base`, and why it cannot be believed; `tally` counts what it read."""
+    try:
+        run = _Run(source, vault, writer, settings, base, watch, tally)
+        run.carry()
+        return run, run.audit()
+    except (Corrupt, ObjectMissing) as error:  # of pages of the base: nothing else is read from the vault
+        return None, f"the block map of the base cannot be read: {error}"
+
+
 class _Run:
     """One pass over one disk."""
 
@@ -110,7 +129,7 @@ class _Run:
         settings: Settings,
         base: BlockMap | None,
         watch: Watch,
-        read_before: Tally | None = None,
+        tally: Tally,
     ) -> None:
         self._source = source
         self._vault = vault
@@ -120,7 +139,7 @@ class _Run:
         self._watch = watch
         self._reader = vault.reader()
         self.blocks = MapWriter(writer, self._reader, source.size, settings.block_size, base)
-        self.tally = Tally(source.size, read_bytes=read_before.read_bytes if read_before else 0)
+        self.tally = tally
         self._started = self._watched = time.monotonic()
         chosen = base.sample(random.Random(), settings.audit_blocks) if base is not None else []
         self._candidates = sorted(chosen)

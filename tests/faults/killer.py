@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.steps import die, stand_still, watch
+from tests.faults.steps import die, die_soon, stand_still, watch
 
 _IMPORTS = (
     "orchestrator.cli.main",
@@ -53,10 +53,19 @@ def _prepare() -> None:
 def _arm(count: str | None, at: tuple[str, int] | None, then: Callable[[], None] = die) -> None:
     if count is not None:
         record = os.open(count, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        watch(lambda label, _nth: None if os.write(record, f"{label}\n".encode()) else None)
+
+        def write_down(label: str, _nth: int) -> None:
+            os.write(record, f"{label}\n".encode())
+
+        watch(write_down)
     elif at is not None:
         wanted = tuple(at)
-        watch(lambda label, nth: then() if (label, nth) == wanted else None)
+
+        def end_there(label: str, nth: int) -> None:
+            if (label, nth) == wanted:
+                then()
+
+        watch(end_there)
 
 
 def _main(arguments: list[str]) -> None:
@@ -78,7 +87,8 @@ def _serve() -> None:
             os.chdir("/")
             for number, name in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
                 os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), number)
-            _arm(request.get("count"), request.get("at"))
+            late = float(request.get("late") or 0)
+            _arm(request.get("count"), request.get("at"), (lambda: die_soon(late)) if late else die)
             _main(request["argv"])
         code = _wait(pid, float(request["timeout"]))
         sys.stdout.write(json.dumps({"code": code}) + "\n")

@@ -47,7 +47,7 @@ class Paused:
         """Fill a range with one byte, 0 too; by the running QEMU, or in the image of a machine that is off."""
         command = f"write -P {byte} {at} {length}"
         if self.domain.isActive():
-            self._monitor(f"qemu-io -d {self._device(target)} \"{command}\"")
+            self._monitor(f'qemu-io -d {self._device(target)} "{command}"')
             self._monitor(f"qemu-io -d {self._device(target)} flush")
         else:
             subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, self.guest.disk(target)], check=True, stdout=-3)
@@ -61,9 +61,7 @@ class Paused:
         return f"/machine/peripheral/{found[1]}/virtio-backend"
 
     def _monitor(self, command: str) -> None:
-        answer = libvirt_qemu.qemuMonitorCommand(
-            self.domain, command, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
-        )
+        answer = libvirt_qemu.qemuMonitorCommand(self.domain, command, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
         assert "rror" not in answer, answer
         assert "failed" not in answer, answer
 

@@ -120,11 +120,13 @@ class Place:
     uri: str = "qemu:///system"
     backup: str = ""
     """Lines for the [backup] section."""
+    scratch: Path = field(init=False)
     vault: Path = field(init=False)
-    numbers: itertools.count[int] = field(default_factory=itertools.count)
+    numbers: itertools.count[int] = field(init=False, default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(mode=0o755, exist_ok=True)
+        self.scratch = self.folder / "scratch"
         self.vault = self.folder / "vault"
         self.configure()
 
@@ -134,7 +136,7 @@ class Place:
             f"""
             [paths]
             state = "state"
-            scratch = "scratch"
+            scratch = "{self.scratch}"
             runtime = "run"
             cache = "cache"
             [catalog]
@@ -158,10 +160,6 @@ class Place:
         return self.folder / "catalog.db"
 
     @property
-    def scratch(self) -> Path:
-        return self.folder / "scratch"
-
-    @property
     def runtime(self) -> Path:
         return self.folder / "run"
 
@@ -174,9 +172,11 @@ class Place:
         *arguments: str | Path,
         count: Path | None = None,
         at: tuple[str, int] | None = None,
+        late: float = 0.0,
         timeout: float = 120.0,
     ) -> Ran:
-        """Run `stillframe arguments…` with this configuration and `--json`."""
+        """Run `stillframe arguments…` with this configuration and `--json`; it dies at the step `at`, or `late`
+        seconds after it has begun that step."""
         number = next(self.numbers)
         out, err = self.folder / f"out-{number}", self.folder / f"err-{number}"
         argv = [*map(str, arguments), "--json", "--config", str(self.config)]
@@ -187,6 +187,7 @@ class Place:
                 "err": str(err),
                 "count": str(count) if count else None,
                 "at": at,
+                "late": late,
                 "timeout": timeout,
             }
         )

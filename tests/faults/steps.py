@@ -20,8 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import libvirtmod
-import libvirtmod_qemu
+import libvirt
+import libvirt_qemu
 
 # What is changed, under the names that C code knows. Bound methods (`commit`) are found by name, see `_kind`.
 _HYPERVISOR = (
@@ -36,9 +36,9 @@ _HYPERVISOR = (
 )
 _FILES = ("link", "rename", "replace", "unlink", "remove", "mkdir", "rmdir", "fsync", "fdatasync", "ftruncate")
 _CALLS: dict[Any, str] = {
-    **{getattr(libvirtmod, name): name for name in _HYPERVISOR},
+    **{getattr(libvirt.libvirtmod, name): name for name in _HYPERVISOR},
     **{getattr(posix, name): name for name in _FILES},
-    libvirtmod_qemu.virDomainQemuAgentCommand: "agent",
+    libvirt_qemu.libvirtmod_qemu.virDomainQemuAgentCommand: "agent",
     _posixsubprocess.fork_exec: "run",
 }
 _CHANGES_BY_ITSELF = frozenset({*_HYPERVISOR, "agent", "link", "run", "commit"})
@@ -126,6 +126,11 @@ def chosen(steps: list[str]) -> list[tuple[str, int]]:
 def die() -> None:
     """As after a power cut, as far as this process is concerned: nothing of it is cleaned up."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_soon(seconds: float) -> None:
+    """Go on, and die meanwhile: in the middle of a call that takes longer than that."""
+    threading.Timer(seconds, die).start()
 
 
 def stand_still() -> None:

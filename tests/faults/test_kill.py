@@ -61,7 +61,9 @@ class Walked:
         piece = self.guest.folder / "piece"
         piece.write_bytes(data)
         command = f"write -s {piece} {at} {PIECE}"
-        subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, self.guest.disk("vdb")], check=True, capture_output=True)
+        subprocess.run(
+            ["qemu-io", "-f", "qcow2", "-c", command, self.guest.disk("vdb")], check=True, capture_output=True
+        )
 
     def remember(self) -> None:
         """Whatever points are new were made of the content as it is."""
@@ -128,6 +130,11 @@ def walk(walked: Walked, *command: str, undo: Undo = nothing, writes: bool = Tru
     place, change = walked.place, walked.change if writes else nothing
     record = place.folder / "steps"
     record.unlink(missing_ok=True)
+    if writes:  # what a boot or a shutdown has written is not in the run that counts
+        change()
+        ran = place.run(*command)
+        assert ran.code == 0, ran
+        walked.remember()
     change()
     counted = place.run(*command, count=record)
     assert counted.code == 0, counted
@@ -181,7 +188,7 @@ def test_every_step_of_a_restored_machine(walked: Walked, libvirt_host: libvirt.
         """All of it is there, or nothing."""
         machines = [domain for domain in libvirt_host.listAllDomains() if domain.name() == name]
         found = sorted(path.name for path in folder.iterdir())
-        assert (len(machines), found) in ((0, []), (1, files))
+        assert (len(machines), found) in ((0, []), (1, files)), found
         for machine in machines:
             assert disk_content(folder / files[1]) == walked.content
             remove_machine(machine)
@@ -205,3 +212,44 @@ def test_every_step_of_a_backup_of_a_machine_that_is_off(walked: Walked) -> None
     walked.remember()
     walked.check_points()
     assert world.strays(walked.place, walked.guest) == []
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        "agent fsfreeze-freeze",
+        "virDomainBackupBegin begin_backup",
+        "agent fsfreeze-thaw",
+        "virDomainAbortJob end_backup",
+    ],
+)
+def test_in_the_middle_of_a_call(walked: Walked, begun: str) -> None:
+    """libvirt goes on with a call whose caller is dead: a freeze or a backup may begin after its process has ended."""
+    for late in (0.002, 0.02, 0.1):
+        walked.change()
+        ran = walked.place.run("backup", "run", walked.guest.name, at=(f"before {begun}", 1), late=late)
+        assert ran.code in (-9, 0), ran
+        walked.settle((f"during {begun}, after {late} s", 1))
+    walked.change()
+    walked.place.backed_up(walked.guest.name)
+    walked.settle((begun, 0))
+    walked.check_points()
+
+
+@pytest.mark.parametrize("left_at", ["after agent fsfreeze-freeze", "after virDomainBackupBegin begin_backup"])
+def test_every_step_of_settling_what_a_kill_has_left(walked: Walked, left_at: str) -> None:
+    """Who cleans up can be killed as well; the next one goes on."""
+    place, record = walked.place, walked.place.folder / "settling"
+    backup = ("backup", "run", walked.guest.name)
+    walked.change()
+    assert place.run(*backup, at=(left_at, 1)).code == -9
+    record.unlink(missing_ok=True)
+    assert place.run("job", "list", count=record).code == 0
+    walked.settle((left_at, 1))
+    steps = chosen(record.read_text().splitlines())
+    assert len(steps) > 15
+    for at in steps:
+        assert place.run(*backup, at=(left_at, 1)).code == -9
+        assert place.run("job", "list", at=at).code in (-9, 0)
+        walked.settle(at)
+    walked.check_points()

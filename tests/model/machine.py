@@ -97,6 +97,10 @@ class ModelMachine:
     def on(self) -> bool:
         return bool(self.domain.isActive())
 
+    @property
+    def defined(self) -> bool:
+        return self.name in [domain.name() for domain in self.connection.listAllDomains()]
+
     def remove(self) -> None:
         remove_machine(self.domain)
 
@@ -157,6 +161,14 @@ class ModelMachine:
         """Whole clusters: parts of one would keep their content."""
         self._command(target, f"discard {start} {length}")
         self.pictures[target].fill(start, length, 0)
+
+    def difference(self, target: str) -> str:
+        """What the image holds that the picture does not; empty: nothing. Nobody writes meanwhile."""
+        self._command(target, "flush")
+        raw = self.folder / "as-it-is.raw"
+        argv = ["qemu-img", "convert", "-U", "-f", self._format(target), "-O", "raw", str(self.disks[target]), str(raw)]
+        subprocess.run(argv, check=True)
+        return self.pictures[target].difference(raw)
 
     def _command(self, target: str, command: str) -> None:
         if self.on:

@@ -12,8 +12,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.model.world import PIECE, SEARCHING, Fault, World, filling
+from tests.model.world import PIECE, SEARCHING, Fault, ModelDisk, World, filling
 from workers.contract.machines import Power
+from workers.contract.points import Mode
 
 SIZES = {"vda": 1 << 10, "vdb": 4 << 10, "vdc": 16 << 10, "vdd": 2 << 10}
 """Block sizes; vda is large enough for a tree of two levels of pages."""
@@ -31,12 +32,10 @@ STEP: st.SearchStrategy[Step] = st.one_of(
     st.tuples(st.just("resize"), TARGET, st.integers(0, 120)),
     st.tuples(st.just("shrink_and_grow"), TARGET, PLACES, st.integers(0, 8)),
     st.tuples(st.just("lie"), TARGET, PLACES, st.integers(1, 9)),
-    st.tuples(st.sampled_from(["replace", "unplug", "plug", "lose_bitmap"]), TARGET),
+    st.tuples(st.sampled_from(["replace", "unplug", "plug", "lose_bitmap", "put_aside", "take_back"]), TARGET),
     st.tuples(st.sampled_from(["crash", "off", "on"])),
 )
-FAULT = st.builds(
-    Fault, st.sampled_from(["fail", "full", "die_before", "die_after", "watch"]), st.integers(0, 24)
-)
+FAULT = st.builds(Fault, st.sampled_from(["fail", "full", "die_before", "die_after", "watch"]), st.integers(0, 24))
 RUN: st.SearchStrategy[Step] = st.one_of(
     st.tuples(st.just("backup")),
     st.tuples(st.just("backup")),
@@ -52,6 +51,7 @@ class Player:
     def __init__(self, world: World) -> None:
         self.world = world
         self.lied: set[str] = set()
+        self.aside: dict[str, ModelDisk] = {}
         world.add("vda", 1300 << 10)
         world.add("vdb", 61 << 10)
         world.add("vdc", (100 << 10) + PIECE, tracks=False)
@@ -59,9 +59,8 @@ class Player:
     def play(self, step: Step) -> None:
         name, *rest = step
         act: Callable[..., None] = getattr(self, f"do_{name}")
-        if name in ("crash", "off", "on", "backup", "full", "fault"):
-            act(*rest)
-        elif name == "plug" or rest[0] in self.world.disks:
+        of_machine = name in ("crash", "off", "on", "backup", "full", "fault", "plug")
+        if of_machine or rest[0] in self.world.disks:
             act(*rest)
 
     def _range(self, target: str, place: int, pieces: int) -> tuple[int, int]:
@@ -102,6 +101,14 @@ class Player:
         old = self.world.disks[target]
         self.world.add(target, old.size, tracks=old.tracks).put(0, filling(5, min(old.size, 4 * PIECE)))
 
+    def do_put_aside(self, target: str) -> None:
+        self.aside[target] = self.world.copy_of(target)
+
+    def do_take_back(self, target: str) -> None:
+        """An older copy of the image takes its place, with the bitmaps that it had then."""
+        if target in self.aside:
+            self.world.disks[target] = self.aside.pop(target)
+
     def do_unplug(self, target: str) -> None:
         del self.world.disks[target]
 
@@ -125,7 +132,9 @@ class Player:
         if not self.world.disks:
             return
         self.world.audit_blocks = SEARCHING if self.lied else 0
-        if self.world.backup(full=full, fault=fault).committed:
+        job = self.world.backup(full=full, fault=fault)
+        assert job.committed or fault, job.error
+        if job.committed:
             self.lied.clear()
 
     def do_backup(self) -> None:
@@ -166,7 +175,10 @@ def memory_folder() -> Iterator[Path]:
         ([("discard", "vdb", 0, 33), ("zero", "vdb", 400, 8)], ("fault", Fault("die_after", 11))),
         ([("write", "vdb", 300, 8, 5)], ("fault", Fault("fail", 12))),
         ([("off",)], ("backup",)),
-        ([("crash",), ("on",)], ("backup",)),
+        ([("put_aside", "vdb")], ("backup",)),
+        ([("write", "vdb", 600, 8, 6), ("crash",), ("on",)], ("backup",)),
+        ([("put_aside", "vdb"), ("write", "vdb", 300, 8, 7)], ("backup",)),
+        ([("take_back", "vdb")], ("backup",)),
     ]
 )
 def test_every_point_holds_what_the_machine_held(generations: list[tuple[list[Step], Step]]) -> None:
@@ -177,8 +189,10 @@ def test_every_point_holds_what_the_machine_held(generations: list[tuple[list[St
             for step in (*steps, run):
                 player.play(step)
         player.do_on()
+        player.do_plug("vdd")
         player.do_backup()
-        assert world.points
+        player.do_backup()
+        assert {disk.mode for disk in world.points[-1].disks if disk.format == "qcow2"} == {Mode.INCREMENTAL}
         world.check()
         world.check_restored()
         world.lose_index()

@@ -1,8 +1,8 @@
 """A machine that is a plain dictionary of bytes, and the backups of it that are not plain at all.
 
 Everything that decides or keeps is the real thing (the state machine of a backup, `plan`, `transfer`, the vault on a
-store that goes wrong on demand, `restore`); only QEMU is replaced, by what QEMU is known to do with bitmaps: they record
-on the image whoever writes it, lose their tail when the disk shrinks and get a clean one when it grows, and are
+store that goes wrong on demand, `restore`); only QEMU is replaced, by what QEMU is known to do with bitmaps: they
+record whoever writes the image, lose their tail when the disk shrinks and get a clean one when it grows, and are
 unusable after a crash.
 """
 
@@ -11,13 +11,14 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from orchestrator.jobs import backup as machinery
 from orchestrator.jobs.backup import BackupJob
-from orchestrator.jobs.states import TERMINAL, JobState
+from orchestrator.jobs.states import TERMINAL
 from tests.vault.faulty import Died, FaultyStore, Plan
 from workers import restore
 from workers.contract import messages as m
@@ -118,12 +119,18 @@ class World:
         self.disks[target] = disk
         return disk
 
+    def copy_of(self, target: str) -> ModelDisk:
+        """Another image with the same content and the same bitmaps."""
+        return replace(deepcopy(self.disks[target]), number=next(self._numbers))
+
     # --- what the hypervisor would do ------------------------------------------------------------------------------
 
     def crash(self) -> None:
-        """QEMU is killed: every bitmap stays marked as in use."""
+        """QEMU is killed: every bitmap stays marked as in use, and what it had recorded is lost."""
         for disk in self.disks.values():
             disk.broken.update(disk.bitmaps)
+            for name in disk.bitmaps:
+                disk.bitmaps[name] = bytearray(len(disk.allocated))
         self.power = Power.OFF
 
     def inventory(self, base: str | None) -> Inventory:
@@ -225,9 +232,7 @@ class World:
 
     def _snapshot(self, command: m.TakeSnapshot) -> m.Event:
         name = m.sf_name(command.job)
-        self._exports = {
-            plan.target: self.disks[plan.target].frozen(plan.base_checkpoint) for plan in command.disks
-        }
+        self._exports = {plan.target: self.disks[plan.target].frozen(plan.base_checkpoint) for plan in command.disks}
         self._taken = {plan.target: bytes(self.disks[plan.target].content) for plan in command.disks}
         for disk in self.disks.values() if command.online else ():
             if disk.tracks:
@@ -322,7 +327,7 @@ class World:
                     format="raw",
                     standalone=True,
                 )
-                restore.restore_disk(self.vault, command, folder / "run" / "r", 2, lambda _written: None)
+                restore.restore_disk(self.vault, command, 2, lambda _written: None)
                 assert path.read_bytes() == self.truth[point.id][disk.target]
                 path.unlink()
 
@@ -350,6 +355,3 @@ def _differences(found: bytes, expected: bytes) -> str:
 def filling(seed: int, length: int) -> bytes:
     """Some content repeats on every disk and compresses, some does neither."""
     return bytes([seed]) * length if seed < 4 else random.Random(seed * length).randbytes(length)
-
-
-__all__ = ["PIECE", "SEARCHING", "Fault", "JobState", "ModelDisk", "World", "filling"]

@@ -78,18 +78,17 @@ def quiet(_written: restore.Written) -> None:
 def test_a_disk_comes_back_byte_for_byte(vault: Vault, tmp_path: Path, format: Format) -> None:
     point, content = point_of(vault, "AB--CC-D")
     path = tmp_path / "new" / "disk"
-    done = restore.restore_disk(vault, ask(point, path, format), tmp_path / "run" / "vda", 2, quiet)
+    done = restore.restore_disk(vault, ask(point, path, format), 2, quiet)
     assert done.written_bytes == 5 * BLOCK, "zeroes are not written"
     raw = tmp_path / "as.raw"
     subprocess.run(["qemu-img", "convert", "-f", format, "-O", "raw", str(path), str(raw)], check=True)
     assert raw.read_bytes() == content
     assert [entry.name for entry in path.parent.iterdir()] == ["disk"]
-    assert not (tmp_path / "run").exists(), "the helper's folder is gone"
 
 
 def test_options_of_the_format_are_kept(vault: Vault, tmp_path: Path) -> None:
     point, _ = point_of(vault, "AB")
-    restore.restore_disk(vault, ask(point, tmp_path / "d", "qcow2"), tmp_path / "run" / "vda", 1, quiet)
+    restore.restore_disk(vault, ask(point, tmp_path / "d", "qcow2"), 1, quiet)
     shown = subprocess.run(["qemu-img", "info", "--output=json", str(tmp_path / "d")], capture_output=True, check=True)
     assert json.loads(shown.stdout)["cluster-size"] == 131072
 
@@ -98,7 +97,7 @@ def test_an_existing_file_is_never_overwritten(vault: Vault, tmp_path: Path) -> 
     point, _ = point_of(vault, "AB")
     (tmp_path / "disk").write_text("mine")
     with pytest.raises(TargetExists, match="exists already"):
-        restore.restore_disk(vault, ask(point, tmp_path / "disk"), tmp_path / "run" / "vda", 1, quiet)
+        restore.restore_disk(vault, ask(point, tmp_path / "disk"), 1, quiet)
     assert (tmp_path / "disk").read_text() == "mine"
 
 
@@ -121,7 +120,7 @@ def test_a_stopped_restore_leaves_nothing_under_the_name(vault: Vault, tmp_path:
         raise Cancelled("cancelled")
 
     with pytest.raises(Cancelled):
-        restore.restore_disk(vault, ask(point, path, format), tmp_path / "run" / "vda", 2, stop)
+        restore.restore_disk(vault, ask(point, path, format), 2, stop)
     assert not path.exists()
     restore.discard(None, Discard(job=JOB, paths=[str(path)], hypervisor=None, uuid=None))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cache", "vault"]
@@ -130,7 +129,7 @@ def test_a_stopped_restore_leaves_nothing_under_the_name(vault: Vault, tmp_path:
 def test_discard_removes_only_what_is_provably_the_jobs(vault: Vault, tmp_path: Path) -> None:
     point, _ = point_of(vault, "AB")
     ours, others = tmp_path / "ours", tmp_path / "others"
-    restore.restore_disk(vault, ask(point, ours, standalone=False), tmp_path / "run" / "vda", 1, quiet)
+    restore.restore_disk(vault, ask(point, ours, standalone=False), 1, quiet)
     others.write_text("somebody else's, of a name that the job had wanted")
     restore.discard(None, Discard(job=JOB, paths=[str(ours), str(others)], hypervisor=None, uuid=None))
     assert not ours.exists()
@@ -145,7 +144,7 @@ def test_a_flipped_bit_in_the_vault_is_never_restored(vault: Vault, tmp_path: Pa
     content[200] ^= 1
     pack.write_bytes(content)
     with pytest.raises(Corrupt):
-        restore.restore_disk(vault, ask(point, tmp_path / "disk"), tmp_path / "run" / "vda", 2, quiet)
+        restore.restore_disk(vault, ask(point, tmp_path / "disk"), 2, quiet)
     assert not (tmp_path / "disk").exists()
 
 

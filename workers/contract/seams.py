@@ -173,10 +173,12 @@ class BlockTarget(Protocol):
     size: int
 
     def write(self, pieces: Iterable[tuple[int, bytes]]) -> None:
-        """Write `(offset, bytes)` pieces over a connection of this call's own, and flush."""
+        """Write `(offset, bytes)` pieces, in any order; several threads may, each its own pieces. Raises NoSpace."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Durable when this returns."""
+        ...
 
 
 # --- stores ----------------------------------------------------------------------------------------------------

@@ -67,11 +67,6 @@ def export_readonly(image: Path, format: str, socket: Path, *, bitmap: str | Non
     _serve(["--read-only", "--image-opts", options, *(["--bitmap", bitmap] if bitmap else [])], socket)
 
 
-def export_writable(image: Path, format: Format, socket: Path) -> None:
-    """Serve an image to be written. Export name: empty."""
-    _serve(["--format", format, "--discard=unmap", str(image)], socket)
-
-
 def _serve(arguments: list[str], socket: Path) -> None:
     pid_file = socket.with_suffix(".pid")
     run(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,18 @@ class NbdSource:
         self._export = export
         self._bitmap = bitmap
         self._in_flight = in_flight
-        with _translated(self._what()):
-            handle = self._connect(None)
+        with _translated(self._what()), self._connected(None) as handle:
             self.size: int = handle.get_size()
-            handle.shutdown()
 
     def _what(self) -> str:
         return f"NBD export {self._export!r} at {self._socket}"
 
-    def _connect(self, context: str | None) -> Any:
+    @contextmanager
+    def _connected(self, context: str | None) -> Iterator[Any]:
+        """A connection that is over at the end, whatever happens, and every reply to it taken.
+
+        Dropping it is not enough: a traceback can keep it open, and QEMU (7.2) waits in nbd-server-stop, with the
+        guest, for as long as anybody leaves a reply in the socket."""
         import nbd  # Debian's python3-libnbd
 
         handle = nbd.NBD()
@@ -47,30 +51,30 @@ class NbdSource:
         if context is not None:
             handle.add_meta_context(context)
         handle.connect_unix(str(self._socket))
-        if context is not None and not handle.can_meta_context(context):
-            raise DiskError(f"{self._what()} does not offer {context}")
-        return handle
+        try:
+            if context is not None and not handle.can_meta_context(context):
+                raise DiskError(f"{self._what()} does not offer {context}")
+            yield handle
+        finally:
+            with suppress(nbd.Error):  # whoever hung up already has nothing more to say
+                handle.shutdown(nbd.SHUTDOWN_ABANDON_PENDING)
 
     def extents(self, *, trust_changes: bool = True) -> Iterator[Extent]:
-        with _translated(self._what()):
-            allocation = self._connect(ALLOCATION)
+        with _translated(self._what()), self._connected(ALLOCATION) as allocation:
             if self._bitmap is None or not trust_changes:
                 yield from _data_or_zero(allocation, 0, self.size)
-            else:
-                changes = self._connect(self._bitmap)
+                return
+            with self._connected(self._bitmap) as changes:
                 for start, length, flags in _status(changes, self._bitmap, 0, self.size):
                     if flags & _STATE_DIRTY:
                         yield from _data_or_zero(allocation, start, start + length)
                     else:
                         yield Extent(start, length, Kind.UNCHANGED)
-                changes.shutdown()
-            allocation.shutdown()
 
     def read(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
         import nbd
 
-        with _translated(self._what()):
-            handle = self._connect(None)
+        with _translated(self._what()), self._connected(None) as handle:
             free: list[bytearray] = [bytearray() for _ in range(self._in_flight)]
             flying: deque[tuple[int, int, int, bytearray]] = deque()
             source = iter(ranges)
@@ -93,7 +97,6 @@ class NbdSource:
                         handle.poll(-1)
                     yield offset, memoryview(room)[:length]
                     free.append(room)
-            handle.shutdown()
 
     def close(self) -> None:
         """Nothing is held between calls."""

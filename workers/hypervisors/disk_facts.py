@@ -11,6 +11,9 @@ from workers.contract.machines import Disk
 from workers.hypervisors import errors, local_files
 from workers.hypervisors.domain_xml import DiskElement
 
+_SECTOR = 512
+"""Bytes that QEMU, and so every export, rounds the size of a raw file up to."""
+
 
 class DiskFacts:
     """The disks of one machine."""
@@ -43,6 +46,7 @@ class DiskFacts:
 
     def _included(self, element: DiskElement) -> Disk:
         path, capacity = self._volume(*element.volume) if element.volume else self._image(element)
+        capacity = -(-capacity // _SECTOR) * _SECTOR
         options = local_files.qcow2_options(path) if element.format == "qcow2" else {}
         return Disk(
             target=element.target,

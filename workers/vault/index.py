@@ -26,7 +26,7 @@ FLUSH = 65_536
 PREFIX = "index/"
 _PACK = struct.Struct(">32sI")
 T = TypeVar("T")
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = f"""
 CREATE TABLE segments (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE packs (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE);
@@ -35,7 +35,12 @@ CREATE TABLE blocks (
     id BLOB NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL, stored INTEGER NOT NULL, plain INTEGER NOT NULL,
     kind INTEGER NOT NULL, codec INTEGER NOT NULL, PRIMARY KEY (id, pack)
 ) WITHOUT ROWID;
+CREATE TABLE distrusted (id BLOB NOT NULL, pack INTEGER NOT NULL, PRIMARY KEY (id, pack)) WITHOUT ROWID;
 PRAGMA user_version = {_SCHEMA_VERSION};
+"""
+_HAS = """
+SELECT 1 FROM blocks WHERE id = ? AND NOT EXISTS
+    (SELECT 1 FROM distrusted WHERE distrusted.id = blocks.id AND distrusted.pack = blocks.pack)
 """
 _ENVIRONMENT = frozenset(
     {
@@ -140,7 +145,21 @@ class Index:
         self._use(lambda db: _insert(db, name, packs))
 
     def has(self, id: bytes) -> bool:
-        return self._use(lambda db: db.execute("SELECT 1 FROM blocks WHERE id = ?", (id,)).fetchone()) is not None
+        """Whether a block need not be stored again: a copy of it is known, and not known to be damaged."""
+        return self._use(lambda db: db.execute(_HAS, (id,)).fetchone()) is not None
+
+    def distrust(self, id: bytes, pack: str) -> None:
+        """A copy turned out to be damaged: deduplication no longer relies on it, so that the next backup that reads
+        the block stores it again. A cache that is made anew has to find out again."""
+        query = "INSERT OR IGNORE INTO distrusted SELECT ?, id FROM packs WHERE digest = ?"
+        digest = bytes.fromhex(pack.rpartition("/")[2])
+        self._use(lambda db: db.execute(query, (id, digest)))
+
+    def distrust_pack(self, pack: str) -> None:
+        """The same of all copies in a pack that is gone."""
+        query = "INSERT OR IGNORE INTO distrusted SELECT blocks.id, pack FROM blocks JOIN packs ON packs.id = pack"
+        digest = bytes.fromhex(pack.rpartition("/")[2])
+        self._use(lambda db: db.execute(f"{query} WHERE packs.digest = ?", (digest,)))
 
     def find(self, id: bytes) -> list[Location]:
         """Every known copy of a block."""
@@ -266,5 +285,6 @@ def _forget(db: sqlite3.Connection, names: Iterable[str]) -> None:
         for name in names:
             db.execute("DELETE FROM named WHERE segment = (SELECT id FROM segments WHERE name = ?)", (name,))
             db.execute("DELETE FROM segments WHERE name = ?", (name,))
-        db.execute(f"DELETE FROM blocks WHERE pack IN {orphans}")
+        for table in ("blocks", "distrusted"):
+            db.execute(f"DELETE FROM {table} WHERE pack IN {orphans}")
         db.execute(f"DELETE FROM packs WHERE id IN {orphans}")

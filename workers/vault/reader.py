@@ -2,7 +2,7 @@
 
 The cipher binds a sealed block to its id, and the hash is computed again after decompression: whatever the store
 returns, the caller gets the bytes that were written, or an error that names the pack. If a block has several copies,
-a damaged one is passed over.
+a damaged one is passed over. Whoever finds damage tells the index, so that no later point is built on it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,14 @@ class BlockReader:
         raise ObjectMissing(f"block {id.hex()[:16]}… is in no index segment of the vault", hint=_MISSING_HINT)
 
     def open(self, location: Location, kind: int) -> bytes:
-        """One copy of a block, checked. Raises ObjectMissing, Corrupt."""
+        """One copy of a block, checked; one that fails is distrusted. Raises ObjectMissing, Corrupt."""
+        try:
+            return self._opened(location, kind)
+        except (Corrupt, ObjectMissing):
+            self._index.distrust(location.entry.id, location.pack)
+            raise
+
+    def _opened(self, location: Location, kind: int) -> bytes:
         name, entry = location
         where = f"block {entry.id.hex()[:16]}… in {name}"
         if entry.kind != kind:

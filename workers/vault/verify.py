@@ -147,6 +147,9 @@ class _Verification:
         self._packs = self._blocks = self._read = 0
 
     def run(self) -> VerifyReport:
+        for name in self._vault.index.packs():
+            if name not in self._sizes:
+                self._vault.index.distrust_pack(name)
         chosen = self._points()
         for name, why in self._vault.index.damaged.items():
             self._problem(name, why)
@@ -326,6 +329,7 @@ class _Verification:
                 self._problem(name, f"{_block(id)} in it is of another kind than a map says")
             elif (id, name) not in self._bad_copies:
                 return _NONE
+            self._vault.index.distrust(id, name)
             bad.append(name)
         if not bad:
             self._problem(_block(id), "it is in no index segment")
