@@ -15,6 +15,8 @@ from workers.contract.machines import BitmapState, Disk, Inventory
 from workers.contract.messages import DiskPlan
 from workers.contract.points import DiskPoint, Mode, NotIncluded, Point
 
+_FIRST = "it is the first backup"
+_NO_BASE = "no earlier point has a checkpoint to go on from (only a machine that runs gets one)"
 SHORT = 8
 """Digits of a point's id that people see."""
 
@@ -36,11 +38,13 @@ def plan_disks(
     inventory: Inventory,
     base: Point | None,
     *,
+    earlier: bool = False,
     force_full: bool = False,
     exclude: Collection[str] = (),
     block_size_of: Callable[[str], int],
 ) -> tuple[list[DiskPlan], list[NotIncluded]]:
-    """What to do with each disk of the machine, and what is left out. Raises UsageError if nothing is left to back up,
+    """What to do with each disk of the machine, and what is left out; `earlier`: there are points, if none to go on
+    from. Raises UsageError if nothing is left to back up,
     or if `exclude` names a disk that the machine does not have."""
     unknown = sorted(set(exclude) - {disk.target for disk in inventory.disks})
     if unknown:
@@ -56,7 +60,8 @@ def plan_disks(
         elif disk.target in exclude:
             left_out.append(NotIncluded(target=disk.target, reason="excluded by you"))
         else:
-            plans.append(_plan_disk(disk, base, force_full=force_full, block_size=block_size_of(disk.target)))
+            plan = _plan_disk(disk, base, force_full=force_full, block_size=block_size_of(disk.target))
+            plans.append(demoted(plan, _NO_BASE) if plan.reason == _FIRST and earlier else plan)
     if not plans:
         why = "; ".join(f"{item.target}: {item.reason}" for item in left_out) or "it has no disks"
         raise UsageError(f"nothing to back up in {inventory.machine.name}: {why}")
@@ -114,11 +119,12 @@ def _why_full(disk: Disk, base: Point | None, old: DiskPoint | None, *, force_fu
     if not disk.tracks_changes:
         return f"it is {disk.format}: no change tracking"
     if base is None:
-        return "it is the first backup"
+        return _FIRST
     if force_full:
         return "you asked for it"
     if old is None:
-        return "it is a new disk"
+        left_out = base is not None and any(item.target == disk.target for item in base.not_included)
+        return "it was left out of the base point" if left_out else "it is a new disk"
     if old.block_size != block_size:
         return f"its block size changed from {old.block_size} to {block_size} bytes"
     return _distrust(disk, old)

@@ -185,6 +185,7 @@ class Service:
                 block_size=self._config.worker.block_size,
                 block_size_rules=self._config.block_sizes,
                 base=base,
+                earlier=bool(points_of(session, {found.uuid}, vault=vault_name)),
             )
             add_job(
                 session,
@@ -239,6 +240,8 @@ class Service:
             if replace and directory is None and pool is None:
                 directory = Path(point.disks[0].source).parent
             new_name = point.machine.name if replace else name or f"{point.machine.name}-restored"
+            if "/" in new_name or new_name in (".", ".."):
+                raise UsageError(f"a machine cannot be named {new_name!r}: its disks are files of that name")
             new_uuid = point.machine.uuid if replace else str(uuid.uuid4())
             job = RestoreJob(
                 id=_new_job_id(),

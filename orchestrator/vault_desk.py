@@ -14,7 +14,7 @@ from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
 from orchestrator.views import VaultView
 from workers.context import Context
-from workers.contract.errors import StillframeError, VaultMissing, WrongKey
+from workers.contract.errors import StillframeError, UsageError, VaultMissing, WrongKey
 from workers.contract.points import Point
 
 if TYPE_CHECKING:
@@ -127,7 +127,21 @@ class VaultDesk:
         return vault.add_slot(key=key)
 
     def remove_slot(self, name: str | None, slot: str) -> None:
-        self.open(name).remove_slot(slot)
+        """Raises UsageError if it is the one by which the configured key opens the vault: the next command could not."""
+        from workers.context import secrets_of
+        from workers.vault.keys import unwrap
+
+        vault_name, vault = self._config.vault_name(name), self.open(name)
+        if len(vault.slots()) > 1:
+            key, passphrase = secrets_of(vault_name, self._config.worker.vaults[vault_name])
+            try:
+                unwrap(vault.store, vault.id, key=key, passphrase=passphrase, without=slot)
+            except WrongKey:
+                raise UsageError(
+                    f"slot {slot} is the one by which the configured key opens vault {vault_name}",
+                    hint=f"first name another key under [vaults.{vault_name}]; `stillframe vault key add` makes one",
+                ) from None
+        vault.remove_slot(slot)
 
     def verify_key(self, name: str | None) -> None:
         """Raises WrongKey if the configured key does not open the vault."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from workers.contract.errors import ConfigError
 from workers.contract.messages import Command, Event, Progress
 
 if TYPE_CHECKING:
@@ -37,7 +38,14 @@ def make_app(*, broker_url: str = "memory://", backend_url: str) -> Celery:
     from celery import Celery
 
     if backend_url.startswith("file://"):
-        Path(backend_url.removeprefix("file://")).mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = Path(backend_url.removeprefix("file://"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot be made: {error.strerror}",
+                hint="set `runtime` under [paths] to a folder that you may write",
+            ) from None
     options: dict[str, Any] = {"visibility_timeout": _DAY}
     if broker_url.startswith("memory"):
         options = {"polling_interval": 0.01}  # measured: 11 ms a hop; the default of 1 s would be seconds a job

@@ -80,7 +80,7 @@ def prepare(
         files = {disks[0].target: str(Path(command.to).absolute())}
     else:
         if folder is None or hypervisor is None or command.name is None:
-            raise UsageError("a restored machine needs a name and a place", hint="give --name NEW and --dir DIR")
+            raise UsageError("a restored machine needs a place for its disks", hint="give --dir DIR or --pool POOL")
         _require_free_name(hypervisor, command)
         stem = f"{command.name}-restored-{command.job[:8]}" if command.replace else command.name
         files = {disk.target: str(folder.absolute() / f"{stem}-{disk.target}.{formats[disk.target]}") for disk in disks}

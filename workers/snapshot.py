@@ -144,8 +144,17 @@ class _Point:
         self.begun = self._hypervisor.begin_backup(self._uuid, self._request)
 
 
+def _make_folder(folder: Path, key: str, mode: int) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    except OSError as error:
+        raise DiskError(
+            f"{folder} cannot be made: {error.strerror}", hint=f"set `{key}` under [paths] to a folder of this host"
+        ) from None
+
+
 def _make_scratch(job: str, plans: list[DiskPlan], disks: dict[str, Disk], places: Places) -> dict[str, Path]:
-    places.scratch.mkdir(parents=True, exist_ok=True, mode=0o711)
+    _make_folder(places.scratch, "scratch", 0o711)
     require_space(places.scratch, places.floor)
     folder = places.scratch_of(job)
     folder.mkdir(mode=0o711, exist_ok=True)
@@ -217,7 +226,7 @@ def take_offline(
     of the changes, which is safe (invariant 2)."""
     disks = {disk.target: disk for disk in found.disks}
     folder = places.runtime_of(job)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_folder(folder, "runtime", 0o700)
     time_of_point = datetime.now(UTC)
     exports = []
     for plan in plans:

@@ -81,7 +81,10 @@ def _engine(url: str) -> Engine:
             hint='for example: url = "sqlite:////var/lib/stillframe/catalog.db"',
         ) from None
     except OSError as error:
-        raise ConfigError(f"the catalog's folder cannot be made: {error}") from None
+        raise ConfigError(
+            f"the catalog {url} cannot be made: {error.strerror}",
+            hint="set `state` under [paths] to a folder that you may write",
+        ) from None
     if _is_sqlite(url):
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

@@ -25,7 +25,6 @@ url = "file://{vault}"
 key_file = "{key}"
 
 [hypervisors.local]
-# Or qemu+ssh://root@host/system.
 uri = "{uri}"
 # max_jobs = 2
 

@@ -70,6 +70,8 @@ class BackupJob(Value):
     block_size_rules: dict[str, int] = {}
     base: Point | None = None
     """Without definition and NVRAM, as the catalog holds it."""
+    earlier: bool = False
+    """Whether the vault has points of the machine at all."""
 
     state: JobState = S.QUEUED
     plans: list[DiskPlan] = []
@@ -189,6 +191,7 @@ def _prepared(job: BackupJob, event: Prepared) -> Step:
         plans, not_included = plan_disks(
             inventory,
             job.base,
+            earlier=job.earlier,
             force_full=job.force_full,
             exclude=job.exclude,
             block_size_of=lambda target: block_size_for(

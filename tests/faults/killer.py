@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def _serve() -> None:
             for number, name in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
                 os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), number)
             late = float(request.get("late") or 0)
-            _arm(request.get("count"), request.get("at"), (lambda: die_soon(late)) if late else die)
+            _arm(request.get("count"), request.get("at"), partial(die_soon, late) if late else die)
             _main(request["argv"])
         code = _wait(pid, float(request["timeout"]))
         sys.stdout.write(json.dumps({"code": code}) + "\n")

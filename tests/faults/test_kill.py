@@ -236,9 +236,9 @@ def test_in_the_middle_of_a_call(walked: Walked, begun: str) -> None:
     walked.check_points()
 
 
-@pytest.mark.parametrize("left_at", ["after agent fsfreeze-freeze", "after virDomainBackupBegin begin_backup"])
-def test_every_step_of_settling_what_a_kill_has_left(walked: Walked, left_at: str) -> None:
-    """Who cleans up can be killed as well; the next one goes on."""
+def test_every_step_of_settling_what_a_kill_has_left(walked: Walked) -> None:
+    """Who cleans up can be killed as well; the next one goes on. Here it finds a frozen guest and a running backup."""
+    left_at = "after virDomainBackupBegin begin_backup"
     place, record = walked.place, walked.place.folder / "settling"
     backup = ("backup", "run", walked.guest.name)
     walked.change()

@@ -181,6 +181,13 @@ def memory_folder() -> Iterator[Path]:
         ([("take_back", "vdb")], ("backup",)),
     ]
 )
+@example(
+    [
+        ([("write", "vdb", 0, 200, 5)], ("backup",)),
+        ([("off",), ("put_aside", "vdb"), ("write", "vdb", 300, 8, 7)], ("backup",)),
+        ([("take_back", "vdb")], ("backup",)),
+    ]
+)
 def test_every_point_holds_what_the_machine_held(generations: list[tuple[list[Step], Step]]) -> None:
     with memory_folder() as folder:
         world = World(folder, SIZES)

@@ -24,7 +24,7 @@ def open_hypervisor(uri: str, *, name: str = "", runtime_dir: Path | None = None
     if parts.scheme not in SCHEMES or parts.netloc or parts.path not in ("/system", "/session"):
         raise ConfigError(
             f"hypervisor URI {uri!r} is not one of a local libvirt",
-            hint="write qemu:///system; for another host, run a worker there",
+            hint="write qemu:///system, and run stillframe on the hypervisor itself",
         )
     from workers.hypervisors.libvirt_host import LibvirtHypervisor
 

@@ -90,13 +90,23 @@ def format_phrase(secret: bytes) -> str:
     return "-".join([*groups, _CHECKS[number % 37]])
 
 
-def parse_phrase(text: bytes) -> bytes | None:
-    """The secret of a recovery phrase, or None if `text` is not one (a mistyped digit fails the check digit)."""
+def looks_like_phrase(text: bytes) -> bool:
+    """Whether `text` has the length of a recovery phrase and is written in groups, right or not."""
+    return len(_plain_phrase(text)) == 8 * _PHRASE_SIZE // 5 + 1 and b"-" in text
+
+
+def _plain_phrase(text: bytes) -> str:
+    """Without what only helps the eye; empty if it is not ASCII."""
     try:
         clean = text.decode("ascii").upper()
     except UnicodeDecodeError:
-        return None
-    clean = "".join(clean.replace("-", "").split()).translate(str.maketrans("OIL", "011"))
+        return ""
+    return "".join(clean.replace("-", "").split()).translate(str.maketrans("OIL", "011"))
+
+
+def parse_phrase(text: bytes) -> bytes | None:
+    """The secret of a recovery phrase, or None if `text` is not one (a mistyped digit fails the check digit)."""
+    clean = _plain_phrase(text)
     body, check = clean[:-1], clean[-1:]
     if len(body) != 8 * _PHRASE_SIZE // 5 or any(digit not in _DIGITS for digit in body):
         return None
@@ -136,8 +146,11 @@ def read_slots(store: Store) -> Iterator[tuple[SlotInfo, dict[str, Any]]]:
         yield slot, fields
 
 
-def unwrap(store: Store, vault_id: str, *, key: bytes | None, passphrase: bytes | None) -> bytes:
-    """The master key. Raises WrongKey if no slot opens, Corrupt if that may be because one is damaged."""
+def unwrap(
+    store: Store, vault_id: str, *, key: bytes | None, passphrase: bytes | None, without: str | None = None
+) -> bytes:
+    """The master key, by any slot but `without`. Raises WrongKey if none opens, Corrupt if that may be because one is
+    damaged."""
     secrets_of: dict[str, bytes] = {}
     if key is not None:
         secrets_of["keyfile"] = key
@@ -150,6 +163,8 @@ def unwrap(store: Store, vault_id: str, *, key: bytes | None, passphrase: bytes 
     damaged: Corrupt | None = None
     count = 0
     for info in list(store.list("keys/")):
+        if info.name == f"keys/{without}":
+            continue
         count += 1
         try:
             master = _try_slot(store, info.name, vault_id, secrets_of)
@@ -160,9 +175,12 @@ def unwrap(store: Store, vault_id: str, *, key: bytes | None, passphrase: bytes 
             return master
     if damaged is not None:
         raise damaged
+    mistyped = passphrase is not None and looks_like_phrase(passphrase) and "recovery" not in secrets_of
     raise WrongKey(
         f"the key does not open the vault: none of its {count} key slots fits",
-        hint="use the key file, a passphrase or the recovery phrase that belongs to this vault",
+        hint="that looks like a recovery phrase with a mistyped character: compare it with what was written down"
+        if mistyped
+        else "use the key file, a passphrase or the recovery phrase that belongs to this vault",
     )
 
 

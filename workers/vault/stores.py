@@ -56,7 +56,7 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(f"no space left to {what}", hint="free space where the vault lives, or sweep it") from error
+            raise NoSpace(f"no space left to {what}", hint="free space where the vault lives") from error
         raise VaultError(f"cannot {what}: {error.strerror or error}") from error
 
 
