@@ -127,7 +127,7 @@ class VaultDesk:
         return vault.add_slot(key=key)
 
     def remove_slot(self, name: str | None, slot: str) -> None:
-        """Raises UsageError if it is the one by which the configured key opens the vault: the next command could not."""
+        """Raises UsageError for the one by which the configured key opens the vault: the next command could not."""
         from workers.context import secrets_of
         from workers.vault.keys import unwrap
 

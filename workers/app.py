@@ -9,6 +9,7 @@ that another process (`stillframe job watch`, `job cancel`) sees them too.
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -33,6 +34,10 @@ def host_queue(hypervisor: str) -> str:
     return f"host.{hypervisor}"
 
 
+def _queue(app: Celery, name: str) -> str:
+    return f"{app.main}.{name}"
+
+
 def make_app(*, broker_url: str = "memory://", backend_url: str) -> Celery:
     """`backend_url`: `file:///folder` (embedded; the folder is made) or `redis://…`."""
     from celery import Celery
@@ -49,11 +54,13 @@ def make_app(*, broker_url: str = "memory://", backend_url: str) -> Celery:
     options: dict[str, Any] = {"visibility_timeout": _DAY}
     if broker_url.startswith("memory"):
         options = {"polling_interval": 0.01}  # measured: 11 ms a hop; the default of 1 s would be seconds a job
-    app = Celery("stillframe", broker=broker_url, backend=backend_url, set_as_current=False)
+    # The memory broker is one for the whole process: the app's name, which begins its queues' names, keeps two apart.
+    main = f"stillframe-{secrets.token_hex(4)}" if broker_url.startswith("memory") else "stillframe"
+    app = Celery(main, broker=broker_url, backend=backend_url, set_as_current=False)
     app.conf.update(
         broker_transport_options=options,
         broker_connection_retry_on_startup=True,
-        task_default_queue=CONTROL,
+        task_default_queue=_queue(app, CONTROL),
         task_create_missing_queues=True,
         task_ignore_result=True,
         task_acks_late=False,
@@ -69,12 +76,12 @@ def make_app(*, broker_url: str = "memory://", backend_url: str) -> Celery:
 
 def send(app: Celery, command: Command, queue: str) -> None:
     """Ask for `command` to be performed by a worker that serves `queue`."""
-    app.send_task(f"stillframe.{command.kind}", args=[command.model_dump_json()], queue=queue)
+    app.send_task(f"stillframe.{command.kind}", args=[command.model_dump_json()], queue=_queue(app, queue))
 
 
 def post_event(app: Celery, job: str, event: Event) -> None:
     """Report `event` to the controller."""
-    app.send_task(ADVANCE, args=[job, event.model_dump_json()], queue=CONTROL)
+    app.send_task(ADVANCE, args=[job, event.model_dump_json()], queue=_queue(app, CONTROL))
 
 
 # --- progress and cancellation ---------------------------------------------------------------------------------
@@ -138,9 +145,9 @@ class EmbeddedWorker:
 
     def __init__(self, app: Celery, hypervisors: Iterable[str], *, concurrency: int = 8) -> None:
         self._app = app
-        queues = [CONTROL, *(host_queue(name) for name in hypervisors)]
+        queues = [_queue(app, name) for name in (CONTROL, *map(host_queue, hypervisors))]
         app.task(_nothing, name=_WAKE, shared=False)
-        self._plans = [("main", queues, concurrency), (RESCUE, [RESCUE], 1)]
+        self._plans = [("main", queues, concurrency), (RESCUE, [_queue(app, RESCUE)], 1)]
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> EmbeddedWorker:

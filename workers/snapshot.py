@@ -42,6 +42,11 @@ class Places:
     def runtime_of(self, job: str) -> Path:
         return self.runtime / sf_name(job)
 
+    def frozen_of(self, job: str) -> Path:
+        """Exists from just before a freeze is sent until its thaw is confirmed: whoever releases the job after a crash
+        knows whether a guest that does not answer may be frozen, or was never touched."""
+        return self.runtime / f"{sf_name(job)}.frozen"
+
 
 @dataclass(frozen=True, slots=True)
 class Quiesced:
@@ -94,7 +99,7 @@ def take_online(
     )
     point = _Point(hypervisor, found.machine.uuid, request)
     try:
-        quiesced = _quiesced(point, guest, found.power, goal)
+        quiesced = _quiesced(point, guest, found.power, goal, places.frozen_of(job))
     except CheckpointUnusable as refusal:
         incremental = {plan.target for plan in plans if plan.mode is Mode.INCREMENTAL}
         if not incremental or refusal.target not in {None, *incremental}:
@@ -168,22 +173,24 @@ def _make_scratch(job: str, plans: list[DiskPlan], disks: dict[str, Disk], place
     return made
 
 
-def _quiesced(point: _Point, guest: GuestChannel | None, power: Power, goal: Consistency) -> Quiesced:
+def _quiesced(point: _Point, guest: GuestChannel | None, power: Power, goal: Consistency, note: Path) -> Quiesced:
     """Freeze if that is wanted and possible, make the point, thaw."""
     if goal is Consistency.CRASH or guest is None or power is not Power.RUNNING:
         point.make()
         return Quiesced(Consistency.CRASH, _why_not_frozen(goal, guest, power), None)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.touch()
     try:
         frozen = guest.freeze()
     except GuestError as error:
-        thaw(guest)  # the freeze may have landed all the same
+        thaw(guest, note)  # the freeze may have landed all the same
         point.make()
         return Quiesced(Consistency.CRASH, f"the guest could not be frozen: {error}", None)
     since = time.monotonic()
     try:
         point.make()
     finally:
-        thawed = thaw(guest)
+        thawed = thaw(guest, note)
         frozen_ms = round((time.monotonic() - since) * 1000)
     if frozen == 0:
         return Quiesced(Consistency.CRASH, "the guest agent froze no file system", frozen_ms)
@@ -202,13 +209,15 @@ def _why_not_frozen(goal: Consistency, guest: GuestChannel | None, power: Power)
     return "no guest agent answers: install and start qemu-guest-agent in the guest"
 
 
-def thaw(guest: GuestChannel) -> int:
-    """Thaw until confirmed; how many file systems were thawed. Raises GuestError if the guest may still be frozen."""
+def thaw(guest: GuestChannel, note: Path) -> int:
+    """Thaw until confirmed, and only then remove `note`; how many file systems were thawed. Raises GuestError if the
+    guest may still be frozen."""
     thawed = 0
     for attempt in range(1, THAW_TRIES + 1):
         try:
             thawed += guest.thaw()
             if not guest.frozen():
+                note.unlink(missing_ok=True)
                 return thawed
         except GuestError:
             if attempt == THAW_TRIES:
@@ -299,7 +308,7 @@ def remove_files(job: str, places: Places) -> None:
 def strays(places: Places) -> list[str]:
     """Jobs that have files here, whoever they belong to."""
     jobs = {
-        entry.name.removeprefix("sf-")
+        entry.name.removeprefix("sf-").removesuffix(".frozen")
         for folder in (places.scratch, places.runtime)
         if folder.is_dir() and os.access(folder, os.R_OK)
         for entry in folder.glob("sf-*")

@@ -217,12 +217,24 @@ class Tasks:
                 hypervisor.delete_checkpoint(command.machine.uuid, doomed)
 
     def thaw(self, command: m.Thaw) -> m.Event:
-        guest = self._context.guest(command.machine.hypervisor, command.machine.uuid)
+        """Raises GuestError while a freeze was sent, the machine runs, and nobody in the guest answers: the obligation
+        stands until the thaw is confirmed, or the machine is off."""
+        name, uuid = command.machine.hypervisor, command.machine.uuid
+        note = self._context.places(name).frozen_of(command.job)
+        guest = self._context.guest(name, uuid)
         try:
-            frozen = guest.frozen()
-        except (GuestError, NotFound):
-            return m.Thawed(thawed=0)  # no agent answers any more: the machine stopped, or never had one
-        return m.Thawed(thawed=snapshot.thaw(guest) if frozen else 0)
+            thawed = snapshot.thaw(guest, note) if guest.frozen() else 0
+        except NotFound:
+            thawed = 0  # the machine is gone
+        except GuestError as error:
+            thawed = 0
+            if note.exists() and self._context.hypervisor(name).inventory(uuid).power is not Power.OFF:
+                raise GuestError(
+                    f"the guest of {command.machine.name} may be frozen, and its agent does not answer: {error}",
+                    hint=f"virsh domfsthaw {command.machine.name}; or restart the guest agent, or reset the machine",
+                ) from None
+        note.unlink(missing_ok=True)
+        return m.Thawed(thawed=thawed)
 
     # --- restore -----------------------------------------------------------------------------------------------
 

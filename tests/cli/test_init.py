@@ -126,6 +126,15 @@ def test_keys_are_added_listed_and_removed(configured: Cli) -> None:
     assert "stillframe vault key list main" in unknown.err
 
 
+def test_the_slot_of_the_configured_key_stays(configured: Cli) -> None:
+    assert configured.run("init").code == 0
+    [own] = [one for one in configured.run("vault", "key", "list", "--json").lines if one["kind"] == "keyfile"]
+    refused = configured.run("vault", "key", "remove", own["id"], "--yes")
+    assert refused.code == 2
+    assert "vault key add" in refused.err
+    assert configured.run("vault", "key", "verify").code == 0
+
+
 def test_a_passphrase_is_not_asked_for_without_a_terminal(configured: Cli) -> None:
     assert configured.run("init").code == 0
     ran = configured.run("vault", "key", "add", stdin="secret\nsecret\n")

@@ -180,6 +180,10 @@ def test_a_machine_is_restored_as_a_new_one(lab: Cli, libvirt_host: libvirt.virC
         again = lab.run("restore", "vm", f"{NAME}@latest", "--name", new, "--dir", "other")
         assert again.code == 2
         assert f"named {new} exists already" in again.err
+        astray = lab.run("restore", "vm", f"{NAME}@latest", "--name", "a/../../b", "--dir", "other")
+        assert astray.code == 2
+        assert "cannot be named" in astray.err
+        assert not (lab.folder / "other").exists()
     finally:
         remove_machine(domain)
 

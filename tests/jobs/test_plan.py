@@ -11,7 +11,7 @@ from tests.jobs.world import GIB, MACHINE, disk
 from workers.contract.errors import UsageError
 from workers.contract.machines import BitmapState, Disk, Inventory, Power
 from workers.contract.messages import DiskPlan
-from workers.contract.points import Consistency, DiskPoint, Mode, Point
+from workers.contract.points import Consistency, DiskPoint, Mode, NotIncluded, Point
 
 MIB = 1 << 20
 VALID = BitmapState.VALID
@@ -51,6 +51,18 @@ def inventory(*disks: Disk) -> Inventory:
 def plan_of(found: Disk, old: Point | None, *, force_full: bool = False, block_size: int = MIB) -> DiskPlan:
     [plan], _ = plan_disks(inventory(found), old, force_full=force_full, block_size_of=lambda _: block_size)
     return plan
+
+
+def test_a_disk_that_the_base_left_out_is_not_called_new() -> None:
+    old = base().model_copy(update={"not_included": [NotIncluded(target="vdc", reason="excluded by you")]})
+    assert plan_of(disk("vdc", bitmap=VALID), old).reason == "it was left out of the base point"
+
+
+def test_a_machine_with_points_but_no_base_is_not_called_new() -> None:
+    found = inventory(disk("vda"), disk("vdb", format="raw", tracks_changes=False))
+    plans, _ = plan_disks(found, None, earlier=True, block_size_of=lambda _: MIB)
+    assert "no earlier point has a checkpoint" in plans[0].reason
+    assert plans[1].reason == "it is raw: no change tracking"
 
 
 FULL = [

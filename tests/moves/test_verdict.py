@@ -7,6 +7,8 @@ seam in `tests/contracts/`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -23,6 +25,7 @@ class ModelGuest:
         self.file_systems = file_systems
         self.is_frozen = False
         self.trouble = trouble
+        self.note: Path | None = None
 
     def _goes_wrong(self, call: str) -> str:
         return self.trouble.pop(call, "")
@@ -31,6 +34,8 @@ class ModelGuest:
         return True
 
     def freeze(self) -> int:
+        assert self.note is not None
+        assert self.note.exists(), "noted before it is done"
         wrong = self._goes_wrong("freeze")
         self.is_frozen = wrong != "refused"
         if wrong:
@@ -41,7 +46,7 @@ class ModelGuest:
         if self._goes_wrong("thaw"):
             raise GuestError("no reply")
         thawed = self.file_systems if self.is_frozen else 0
-        self.is_frozen = False
+        self.is_frozen = "stuck" in self.trouble and self.is_frozen
         return thawed
 
     def frozen(self) -> bool:
@@ -64,7 +69,13 @@ class ModelPoint:
 def verdict(
     guest: ModelGuest, point: ModelPoint, goal: Consistency = Consistency.FILESYSTEM, power: Power = Power.RUNNING
 ) -> snapshot.Quiesced:
-    return snapshot._quiesced(point, guest, power, goal)  # type: ignore[arg-type]  # the model of a point
+    with TemporaryDirectory() as folder:
+        note = Path(folder) / "frozen"
+        guest.note = note
+        try:
+            return snapshot._quiesced(point, guest, power, goal, note)  # type: ignore[arg-type]  # the model of a point
+        finally:
+            assert note.exists() is guest.is_frozen, "the note goes with the confirmed thaw"
 
 
 def test_counted_on_both_sides_is_filesystem() -> None:
@@ -126,3 +137,13 @@ def test_nothing_is_frozen_where_that_is_not_wanted_or_not_possible(goal: Consis
     point = ModelPoint(guest)
     got = verdict(guest, point, goal, power)
     assert (got.consistency, point.made_frozen, got.frozen_ms) == (Consistency.CRASH, False, None)
+
+
+def test_a_guest_that_stays_silent_after_the_freeze_keeps_its_note(tmp_path: Path) -> None:
+    guest = ModelGuest(stuck="an agent that has lost its way")
+    note = tmp_path / "frozen"
+    note.touch()
+    guest.is_frozen = True
+    with pytest.raises(GuestError, match="still says that it is frozen"):
+        snapshot.thaw(guest, note)
+    assert note.exists()

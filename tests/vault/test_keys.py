@@ -93,6 +93,16 @@ def test_wrong_key(tmp_path: Path, key: bytes | None, passphrase: bytes | None) 
     assert caught.value.exit_code == 12
 
 
+def test_a_mistyped_recovery_phrase_is_told_from_a_wrong_one(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}/vault", create=True)
+    _, phrase = Vault.create(store, key=KEY, cache_dir=tmp_path)
+    swapped = phrase[1] + phrase[0] + phrase[2:] if phrase[0] != phrase[1] else "0" + phrase[1:]
+    for typed, mistyped in ((swapped, True), (format_phrase(bytes(25)), False), ("correct horse", False)):
+        with pytest.raises(WrongKey) as caught:
+            Vault.open(store, passphrase=typed.encode(), cache_dir=tmp_path)
+        assert ("mistyped" in caught.value.hint) is mistyped
+
+
 def test_slots_come_and_go(tmp_path: Path) -> None:
     vault = new_vault(tmp_path)
     assert sorted(slot.kind for slot in vault.slots()) == ["keyfile", "recovery"]
