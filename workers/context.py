@@ -5,6 +5,7 @@ This is where the parts of `workers` meet that do not know each other, and the o
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
@@ -94,7 +95,13 @@ def secrets_of(name: str, vault: VaultConfig) -> tuple[bytes | None, bytes | Non
 
 
 def _first_line(path: Path) -> bytes:
+    """Raises WrongKey if it cannot be read, or by more than its owner."""
     try:
-        return path.read_bytes().split(b"\n", 1)[0]
+        mode = path.stat().st_mode
+        line = path.read_bytes().split(b"\n", 1)[0]
     except OSError as error:
-        raise WrongKey(f"passphrase file {path}: {error.strerror}") from None
+        hint = "check passphrase_file of the vault"
+        raise WrongKey(f"cannot read passphrase file {path}: {error.strerror}", hint=hint) from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise WrongKey(f"passphrase file {path} is world-readable or open to its group", hint=f"chmod 600 {path}")
+    return line

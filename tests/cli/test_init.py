@@ -47,6 +47,9 @@ def test_init_shows_the_recovery_phrase_once_and_it_opens_the_vault(configured: 
         configured.file.read_text().replace('key_file = "main.key"', 'passphrase_file = "phrase"')
     )
     (configured.folder / "main.key").unlink()
+    (configured.folder / "phrase").chmod(0o644)
+    assert "chmod 600" in configured.run("vault", "key", "verify").err
+    (configured.folder / "phrase").chmod(0o600)
     assert configured.run("vault", "key", "verify").code == 0
 
 
