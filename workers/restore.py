@@ -123,8 +123,10 @@ def _require_new(path: Path) -> None:
 
 def _existing_parent(path: Path) -> Path:
     parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
+    if not parent.exists():
+        parent = parent.parent  # one new folder is made; more would rather be a slip of the hand, or a missing mount
+    if not parent.is_dir():
+        raise UsageError(f"there is no folder {parent}", hint=f"mkdir -p {parent}, if that is what you meant")
     if not os.access(parent, os.W_OK):
         raise DiskError(f"{parent} cannot be written to", hint="choose another place with --dir or --to")
     return parent

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from workers import restore
-from workers.contract.errors import Cancelled, Corrupt, NotFound, TargetExists
+from workers.contract.errors import Cancelled, Corrupt, NotFound, TargetExists, UsageError
 from workers.contract.machines import MachineRef
 from workers.contract.messages import Discard, PrepareRestore, RestoreDisk
 from workers.contract.points import Consistency, DiskPoint, Mode, Point
@@ -167,6 +167,9 @@ def test_wrong_names_are_told_before_anything_is_written(vault: Vault, tmp_path:
     with pytest.raises(NotFound, match="no disk vdz") as caught:
         restore.prepare(vault, None, wanted, None)
     assert "vda" in caught.value.hint
+    far = {"targets": ["vda"], "to": str(tmp_path / "mispelt" / "mount" / "out")}
+    with pytest.raises(UsageError, match="there is no folder"):
+        restore.prepare(vault, None, wanted.model_copy(update=far), None)
     prepared = restore.prepare(vault, None, wanted.model_copy(update={"targets": ["vda"]}), None)
     assert prepared.formats == {"vda": "qcow2"}
     assert not (tmp_path / "out").exists()
