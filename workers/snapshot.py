@@ -21,7 +21,7 @@ from workers.contract.errors import CheckpointUnusable, DiskError, GuestError, N
 from workers.contract.machines import Disk, Inventory, Power
 from workers.contract.messages import BaseRefused, DiskPlan, ExportInfo, SnapshotInfo, SnapshotTaken, sf_name
 from workers.contract.points import Consistency, Mode
-from workers.contract.seams import BackupRequest, Begun, DiskRequest, GuestChannel, Hypervisor
+from workers.contract.seams import BackupRequest, Begun, DiskRequest, Export, GuestChannel, Hypervisor
 from workers.disks.images import Fingerprint, create, export_readonly, fingerprint, stop_exports
 
 THAW_TRIES = 3
@@ -86,16 +86,7 @@ def take_online(
     request = BackupRequest(
         name=sf_name(job),
         excluded=excluded,
-        disks=[
-            DiskRequest(
-                target=plan.target,
-                mode=plan.mode,
-                base=plan.base_checkpoint if plan.mode is Mode.INCREMENTAL else None,
-                scratch=scratch[plan.target],
-                tracks_changes=plan.tracks_changes,
-            )
-            for plan in plans
-        ],
+        disks=[_requested(plan, scratch[plan.target]) for plan in plans],
     )
     point = _Point(hypervisor, found.machine.uuid, request)
     try:
@@ -107,21 +98,11 @@ def take_online(
         shutil.rmtree(places.scratch_of(job))
         return BaseRefused(target=refusal.target, reason=str(refusal))
     begun = point.begun
-    exports = [
-        ExportInfo(
-            target=export.target,
-            socket=export.socket,
-            name=export.name,
-            bitmap=export.bitmap,
-            capacity=disks[export.target].capacity,
-        )
-        for export in begun.exports
-    ]
     return SnapshotTaken(
         snapshot=SnapshotInfo(
             name=request.name,
             online=True,
-            exports=exports,
+            exports=[_described(export, disks[export.target].capacity) for export in begun.exports],
             checkpoint=request.name if begun.checkpoint_xml else None,
             checkpoint_xml=begun.checkpoint_xml,
             time=point.time.isoformat(),
@@ -131,6 +112,17 @@ def take_online(
             definition=found.definition,
             nvram=hypervisor.nvram(found),
         )
+    )
+
+
+def _requested(plan: DiskPlan, scratch: Path) -> DiskRequest:
+    base = plan.base_checkpoint if plan.mode is Mode.INCREMENTAL else None
+    return DiskRequest(plan.target, plan.mode, base, scratch, plan.tracks_changes)
+
+
+def _described(export: Export, capacity: int) -> ExportInfo:
+    return ExportInfo(
+        target=export.target, socket=export.socket, name=export.name, bitmap=export.bitmap, capacity=capacity
     )
 
 
