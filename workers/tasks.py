@@ -19,6 +19,7 @@ from workers.contract.errors import (
     Cancelled,
     DiskError,
     GuestError,
+    HypervisorError,
     NotFound,
     StillframeError,
     UsageError,
@@ -266,7 +267,11 @@ class Tasks:
 
     def define_machine(self, command: m.DefineMachine) -> m.Event:
         hypervisor = self._context.hypervisor(command.hypervisor)
-        return restore.define_machine(self._context.vault(command.vault), hypervisor, command)
+        defined = restore.define_machine(self._context.vault(command.vault), hypervisor, command)
+        if command.pool is not None:
+            with suppress(HypervisorError, NotFound):  # the machine is there; libvirt sees the files at its next look
+                hypervisor.refresh_pool(command.pool)
+        return defined
 
     def discard(self, command: m.Discard) -> m.Event:
         hypervisor = self._context.hypervisor(command.hypervisor) if command.hypervisor else None

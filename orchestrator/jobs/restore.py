@@ -180,6 +180,7 @@ def _define(job: RestoreJob) -> DefineMachine:
         name=job.name,
         disks=job.files,
         formats=job.formats,
+        pool=job.pool,
         replace=job.replace,
         start=job.start,
     )

@@ -171,15 +171,15 @@ class TestBackup:
         with connected(begun.exports[0]) as handle:
             assert handle.get_size() == 16 * MIB
             assert bytes(handle.pread(4096, 0)) == b"\x11" * 4096
-        assert hypervisor.backup_running(machine.uuid, "sf-one")
+        assert hypervisor.leftovers(machine.uuid).backup_job == "one"
         assert hypervisor.leftovers(machine.uuid).backup_job == "one"
         assert hypervisor.inventory(machine.uuid).foreign_job == ""
         assert hypervisor.end_backup(machine.uuid, "sf-one")
-        assert not hypervisor.backup_running(machine.uuid, "sf-one")
+        assert hypervisor.leftovers(machine.uuid).backup_job is None
         assert not Path(begun.exports[0].socket).exists()
         assert not hypervisor.end_backup(machine.uuid, "sf-one")
         subprocess.run(["qemu-img", "check", "-q", str(machine.folder / "sf-one-vda.scratch")], check=True)  # unlocked
-        assert hypervisor.checkpoint_bitmap(machine.uuid, "sf-one") is VALID
+        assert "sf-one" in hypervisor.leftovers(machine.uuid).checkpoints
 
     def test_an_incremental_knows_exactly_what_changed(
         self, hypervisor: LibvirtHypervisor, blank: BlankFactory
@@ -216,7 +216,7 @@ class TestBackup:
         machine = blank({"vda": "qcow2"})
         hypervisor.begin_backup(machine.uuid, machine.request("job10"))
         assert not hypervisor.end_backup(machine.uuid, "sf-job1")
-        assert not hypervisor.backup_running(machine.uuid, "sf-job1")
+        assert hypervisor.leftovers(machine.uuid).backup_job == "job10"
         assert hypervisor.end_backup(machine.uuid, "sf-job10")
 
     def test_a_second_backup_is_refused_at_once(self, hypervisor: LibvirtHypervisor, blank: BlankFactory) -> None:
@@ -227,7 +227,7 @@ class TestBackup:
             hypervisor.begin_backup(machine.uuid, machine.request("two"))
         assert time.monotonic() - started < 5  # libvirt alone waits 30 s
         assert machine.checkpoints() == ["sf-one"]
-        assert hypervisor.backup_running(machine.uuid, "sf-one")
+        assert hypervisor.leftovers(machine.uuid).backup_job == "one"
 
     def test_a_job_of_somebody_else_is_seen_and_left_alone(
         self, hypervisor: LibvirtHypervisor, blank: BlankFactory

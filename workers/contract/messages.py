@@ -169,6 +169,8 @@ class DefineMachine(Value):
     disks: dict[str, str]
     """target → path of the restored file."""
     formats: dict[str, Literal["qcow2", "raw"]]
+    pool: str | None = None
+    """Storage pool that the disks lie in, to be refreshed afterwards."""
     replace: bool
     """Keep UUID, MACs and name, and take the place of the machine that has them (it is stopped)."""
     start: bool

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from workers.contract.extents import Extent
-from workers.contract.machines import BitmapState, Inventory, Leftovers, MachineSummary
+from workers.contract.machines import Inventory, Leftovers, MachineSummary
 from workers.contract.points import Mode
 
 # --- hypervisors -----------------------------------------------------------------------------------------------
@@ -121,12 +121,6 @@ class Hypervisor(Protocol):
         """End our backup job `name` and wait until it is gone. False: no such job runs (another's is not touched)."""
         ...
 
-    def backup_running(self, uuid: str, name: str) -> bool: ...
-
-    def checkpoint_bitmap(self, uuid: str, name: str) -> BitmapState:
-        """Whether the checkpoint is defined (VALID) or not (MISSING)."""
-        ...
-
     def delete_checkpoint(self, uuid: str, name: str) -> None:
         """Delete bitmap and metadata, or metadata only where the bitmap is gone. Absent already: no error."""
         ...
@@ -135,6 +129,10 @@ class Hypervisor(Protocol):
 
     def volume_dir(self, pool: str) -> Path:
         """Local folder of a storage pool. Raises NotFound, UsageError for a pool that is no folder."""
+        ...
+
+    def refresh_pool(self, pool: str) -> None:
+        """Let the hypervisor see files that were put into a storage pool. Raises NotFound."""
         ...
 
     def define(self, definition: str, nvram: bytes | None, *, start: bool) -> None: ...

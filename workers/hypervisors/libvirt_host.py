@@ -18,7 +18,7 @@ import libvirt
 import libvirt_qemu
 
 from workers.contract.errors import Busy, HypervisorError, HypervisorUnreachable, NotFound, UsageError
-from workers.contract.machines import BitmapState, Disk, Inventory, Leftovers, MachineRef, MachineSummary, Power
+from workers.contract.machines import Disk, Inventory, Leftovers, MachineRef, MachineSummary, Power
 from workers.contract.seams import BackupRequest, Begun, Features
 from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, local_files
 from workers.hypervisors.disk_facts import DiskFacts
@@ -200,11 +200,6 @@ class LibvirtHypervisor:
         socket.unlink(missing_ok=True)
         return True
 
-    def backup_running(self, uuid: str, name: str) -> bool:
-        domain = self._domain(uuid)
-        with errors.translated(f"looking at the jobs of {domain.name()}"):
-            return _running_backup(domain) == name
-
     def _socket(self, domain: libvirt.virDomain, name: str) -> Path:
         folder = local_files.socket_folder(self._uri, domain.ID()) or self._runtime_dir
         if folder is None:
@@ -215,11 +210,6 @@ class LibvirtHypervisor:
         return path
 
     # --- checkpoints -------------------------------------------------------------------------------------------
-
-    def checkpoint_bitmap(self, uuid: str, name: str) -> BitmapState:
-        domain = self._domain(uuid)
-        with errors.translated(f"looking at the checkpoints of {domain.name()}"):
-            return BitmapState.MISSING if checkpoints.lookup(domain, name) is None else BitmapState.VALID
 
     def delete_checkpoint(self, uuid: str, name: str) -> None:
         backup_xml.require_ours(name)
