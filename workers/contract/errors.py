@@ -14,7 +14,11 @@
     ├── HypervisorError               1     yes    libvirt or QEMU refused, or cannot be reached
     │   ├── HypervisorUnreachable     1     yes
     │   └── CheckpointUnusable        1     yes    the base of one disk cannot be used: read it in full
-    ├── GuestError                    1     yes    the guest agent refused or is silent
+    ├── GuestError                    1     yes    the guest agent or SSH server refused or is silent
+    │   ├── GuestTimeout              1     yes    a command in the guest did not end in time, and may still run
+    │   ├── HostKeyRefused            1            an SSH host key is not the one that is pinned
+    │   └── ExtensionError            1     yes    the extension in a guest cannot be put in place, or speaks nonsense
+    ├── PackageRefused                1            an extension package is unsigned, tampered with, old, or of another system
     ├── DiskError                     1     yes    an export, image or extent map is not as it must be
     ├── NoSpace                       1     yes    scratch, vault or restore target is too small
     ├── TargetExists                  2            a restore would overwrite something
@@ -124,6 +128,22 @@ class CheckpointUnusable(HypervisorError):
 
 class GuestError(StillframeError):
     retryable = True
+
+
+class GuestTimeout(GuestError):
+    pass
+
+
+class HostKeyRefused(GuestError):
+    retryable = False
+
+
+class ExtensionError(GuestError):
+    pass
+
+
+class PackageRefused(StillframeError):
+    pass
 
 
 class DiskError(StillframeError):

@@ -6,14 +6,15 @@ Each has one contract suite in `tests/contracts/` that every implementation pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from workers.contract.extents import Extent
+from workers.contract.guests import GuestInfo, GuestOs, Quiesced, Ran, Resumed, Status
 from workers.contract.machines import Inventory, Leftovers, MachineSummary
-from workers.contract.points import Mode
+from workers.contract.points import Consistency, Mode
 
 # --- hypervisors -----------------------------------------------------------------------------------------------
 
@@ -73,14 +74,34 @@ class Begun:
 
 
 class GuestChannel(Protocol):
-    """A way into one guest. Raises GuestError; every call returns within the channel's time limit."""
+    """A way into one guest. Raises GuestError; every call returns within a time limit: its own or the one given."""
+
+    def info(self) -> GuestInfo:
+        """What can be done over this channel, right now."""
+        ...
 
     def ping(self) -> bool:
         """Whether somebody answers; never raises GuestError."""
         ...
 
-    def freeze(self) -> int:
-        """Freeze all file systems; the number frozen. After an error the guest may be frozen all the same: thaw."""
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Ran:
+        """Run a program (no shell in between) as root or SYSTEM; its output, at most 16 MiB of each stream. Raises
+        GuestTimeout if it has not ended after `timeout` seconds: it may go on in the guest, which nobody outside can
+        stop over an agent. A child that keeps the program's stdout open counts as the program."""
+        ...
+
+    def put_file(self, path: str, data: bytes) -> None:
+        """Write a whole file, replacing one that is there. Its mode is the guest's affair: put it into a folder that
+        only root can enter."""
+        ...
+
+    def get_file(self, path: str, *, limit: int) -> bytes:
+        """At most the first `limit` bytes of a file."""
+        ...
+
+    def freeze(self, mounts: Sequence[str] = ()) -> int:
+        """Freeze these mount points, or all file systems; the number frozen. After an error the guest may be frozen,
+        or become so later, all the same: thaw."""
         ...
 
     def thaw(self) -> int:
@@ -88,6 +109,77 @@ class GuestChannel(Protocol):
         ...
 
     def frozen(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class Extension(Protocol):
+    """The extension in one guest, over a channel: one implementation per kind of guest. Raises GuestError;
+    ExtensionError for an answer that makes no sense, or a package that cannot be put in place."""
+
+    def status(self, uuid: str) -> Status | None:
+        """None: not installed. A machine whose UUID is not the one it was installed for (a clone, a restored copy)
+        has its state reset by this call."""
+        ...
+
+    def install(self, package: Package, uuid: str) -> Status:
+        """Install, or upgrade side by side; on any failure the version before is in force again. Raises
+        PackageRefused for a downgrade, or another system's package."""
+        ...
+
+    def uninstall(self) -> bool:
+        """False: there was none. Raises Busy while a job holds the guest."""
+        ...
+
+    def quiesce(self, request: QuiesceRequest) -> Quiesced:
+        """Arm the watchdog, run the pre scripts. Whatever this came to, call `resume` afterwards."""
+        ...
+
+    def resume(self, job: str) -> Resumed:
+        """Run the post scripts, disarm the watchdog. Idempotent. Only after the thaw: a frozen agent runs nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package whose signature and hashes have been verified: `guests/package.py` makes it, nobody else."""
+
+    name: str
+    version: str
+    """With its build: `0.1.0+1a2b3c4d`; the name of its folder in the guest."""
+    serial: int
+    """Rises with every build: a lower one is a downgrade."""
+    os: GuestOs
+    contract: int
+    time_limits: dict[str, int]
+    """verb → seconds."""
+    files: dict[str, PackageFile]
+    """Path inside the package (`/`-joined) → file."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackageFile:
+    data: bytes
+    sha256: str
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuiesceRequest:
+    """What the verb `quiesce` is told."""
+
+    job: str
+    uuid: str
+    goal: Consistency
+    freeze_s: int
+    """Seconds from the answer to the watchdog's deadline: it thaws by itself then."""
+    limit_s: int
+    """Seconds for all pre scripts together."""
+    skip_disks: Sequence[str] = ()
+    """Addresses of disks that are not part of the backup: their file systems are not frozen. `pci:0000:00:07.0`, or
+    with `/bus:target:unit` behind it for a disk on a SCSI, SATA or IDE controller."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Application → word: `postgresql` → `backup`."""
 
 
 class Hypervisor(Protocol):
