@@ -7,6 +7,7 @@ this part of it. Secrets stay here and never travel in messages.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from workers.contract.machines import Value
 
@@ -27,9 +28,43 @@ class HypervisorConfig(Value):
     """Where this hypervisor keeps the scratch of running backups; default: `WorkerConfig.scratch_dir`."""
 
 
+class GuestAccess(Value):
+    """How to get into the guests of some machines."""
+
+    machines: str
+    """Glob on the machine's name, or on `hypervisor/name`."""
+    channel: Literal["auto", "agent", "ssh"] = "auto"
+    """`auto`: the guest agent where it allows commands, else SSH, with a key planted by the agent if none is named."""
+    address: str | None = None
+    """For SSH; None: the agent is asked for the guest's addresses."""
+    port: int = 22
+    user: str = "root"
+    """Another one needs `sudo` without a password."""
+    key_file: Path | None = None
+    host_key: str | None = None
+    """`ssh-ed25519 AAAA…`; None: the one seen first is pinned."""
+    extension: bool = True
+    """False: nothing is installed in these guests; they are frozen through the agent only."""
+
+
+class ExtensionConfig(Value):
+    """What a worker must know to put extensions into guests."""
+
+    packages: Path
+    """Folder of built packages."""
+    public_key: str | None = None
+    """Ed25519, 64 hex digits; None: no package is trusted, and none installed."""
+    host_keys: Path
+    """File with the pinned SSH host keys of guests."""
+
+
 class WorkerConfig(Value):
     vaults: dict[str, VaultConfig]
     hypervisors: dict[str, HypervisorConfig]
+    extension: ExtensionConfig | None = None
+    """None: guests are frozen through the agent only."""
+    guests: list[GuestAccess] = []
+    """The first one that fits a machine counts; without one, the defaults of GuestAccess."""
     scratch_dir: Path = Path("/var/lib/stillframe/scratch")
     runtime_dir: Path = Path("/run/stillframe")
     """Sockets and pid files of offline exports."""

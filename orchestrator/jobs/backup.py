@@ -64,6 +64,10 @@ class BackupJob(Value):
     point: str
     """Id that the point will have; 32 hex digits."""
     goal: Consistency = Consistency.APPLICATION
+    require: bool = False
+    """Fail rather than fall back below the goal."""
+    options: dict[str, str] = {}
+    """Application → word, for its script in the guest."""
     force_full: bool = False
     exclude: list[str] = []
     block_size: int = 256 << 10
