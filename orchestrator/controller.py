@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import OperationalError
 
 from orchestrator.catalog.jobs import Stale, append_event, load_job, store_job
-from orchestrator.catalog.points import put_point, see_machine
+from orchestrator.catalog.points import put_extension, put_point, see_machine
 from orchestrator.catalog.store import Catalog
 from orchestrator.jobs import docs
 from orchestrator.jobs.backup import BackupJob
@@ -112,6 +112,8 @@ def _register(session: Session, before: Job, after: Job) -> None:
             put_point(session, after.vault, after.committed)
         if after.machine != before.machine:
             see_machine(session, after.machine)
+        if after.extension and after.extension != before.extension:
+            put_extension(session, after.machine.uuid, after.extension)
 
 
 def register(app: Celery, controller: Controller, broken: Callable[[str, Exception], None]) -> None:

@@ -13,6 +13,7 @@ from orchestrator.jobs.backup import BackupJob
 from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.states import JobState
 from workers.contract.errors import ErrorInfo
+from workers.contract.guests import ExtensionState, GuestReport
 from workers.contract.machines import MachineSummary, Power, Value
 from workers.contract.messages import Progress
 from workers.contract.points import Bottleneck, Consistency, DiskPoint, Mode, NotIncluded
@@ -78,6 +79,8 @@ class PointView(Value):
     alerts: list[str]
     damaged: str
     """What a verify found; empty: nothing."""
+    records: dict[str, str] = {}
+    """What applications gave to be kept: `50-postgresql/backup_label` → text."""
     note: str = ""
     """Of a deletion: what follows from it."""
 
@@ -104,6 +107,10 @@ class JobView(Value):
     progress: list[Progress]
     disks: list[dict[str, str]]
     """target, mode, reason of each disk of a backup; targets of a restore."""
+    extension: ExtensionState | None = None
+    """Of a backup: the extension as it was found in the guest."""
+    guest: GuestReport | None = None
+    """Of a backup: the application scripts that ran in the guest, and what they printed."""
     events: list[EventView]
 
 
@@ -158,6 +165,7 @@ def point_view(row: PointRow, *, note: str = "") -> PointView:
         not_included=point.not_included,
         alerts=point.alerts,
         damaged=row.damaged,
+        records=point.records,
         note=note,
     )
 
@@ -183,6 +191,8 @@ def job_view(row: JobRow, job: BackupJob | RestoreJob, events: Sequence[EventRow
         result={} if backup else _restored(job),
         progress=[],
         disks=_disks(job),
+        extension=job.extension if isinstance(job, BackupJob) else None,
+        guest=job.guest if isinstance(job, BackupJob) else None,
         events=[
             EventView(time=e.time, kind=e.kind, text=e.text if e.effective else f"{e.text} (ignored)") for e in events
         ],

@@ -54,10 +54,53 @@ class Context:
                 self._hypervisors[name] = open_hypervisor(wanted.uri, name=name, runtime_dir=self.config.runtime_dir)
             return self._hypervisors[name]
 
-    def guest(self, hypervisor: str, uuid: str) -> GuestChannel:
+    @contextmanager
+    def visit(self, machine: MachineRef, job: str) -> Iterator[Visit]:
+        """A visit to the guest of `machine`; `job` marks what is left in it. That nobody can get in is no error: the
+        visit says so. Raises NotFound, HypervisorError."""
+        from workers.guests.ways import open_ways
+        from workers.visit import Visit
+
+        access = self.access(machine)
+        hypervisor = self.hypervisor(machine.hypervisor)
+        with open_ways(access, self._agent(machine, access), self._ssh(machine, access), job=job) as ways:
+            yield Visit(
+                ways,
+                machine.uuid,
+                self._newest_package,
+                off=self._why_off(access),
+                thaw_command=tuple(hypervisor.thaw_command(machine.uuid)) if ways.agent_freezes else (),
+            )
+
+    def _why_off(self, access: GuestAccess) -> str:
+        if self.config.extension is None:
+            return "the configuration says install = false under [extension]"
+        if not access.extension:
+            return f'the configuration says extension = false under [guests."{access.machines}"]'
+        return ""
+
+    def _newest_package(self, os: GuestOs) -> Package | None:
+        from workers.guests.package import newest_package
+
+        wanted = self.config.extension
+        if wanted is None or wanted.public_key is None:
+            return None
+        return newest_package(wanted.packages, wanted.public_key, os)
+
+    def access(self, machine: MachineRef) -> GuestAccess:
+        """How to get into a guest: the first section that fits."""
+        for access in self.config.guests:
+            name = f"{machine.hypervisor}/{machine.name}" if "/" in access.machines else machine.name
+            if fnmatchcase(name, access.machines):
+                return access
+        return GuestAccess(machines="*")
+
+    def _agent(self, machine: MachineRef, access: GuestAccess) -> AgentChannel | None:
         from workers.guests.agent import AgentChannel
 
-        return AgentChannel(self.hypervisor(hypervisor).agent_command(uuid))
+        if access.channel == "ssh":
+            return None
+        return AgentChannel(self.hypervisor(machine.hypervisor).agent_command(machine.uuid))
 
     def places(self, hypervisor: str) -> Places:
         wanted = _named(self.config.hypervisors, hypervisor, "hypervisor")

@@ -1,8 +1,7 @@
 """Take a snapshot of a machine, and let go of it again.
 
 Everything slow happens before the freeze: space is checked and scratch is made while the guest still writes. Between
-freeze and thaw stands one call to the hypervisor. The thaw is in a `finally`, and what the point is worth follows from
-what was counted, never from what was asked (invariant 7).
+freeze and thaw stands one call to the hypervisor (`quiesce.py` does the rest).
 
 Everything that a snapshot leaves on a host lies in two folders named after the job (scratch and runtime), so that
 `release` can remove it without knowing how far things got.
@@ -12,19 +11,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from workers.contract.errors import CheckpointUnusable, DiskError, GuestError, NoSpace, Yielded
+from workers.contract.errors import CheckpointUnusable, DiskError, NoSpace, Yielded
 from workers.contract.machines import Disk, Inventory, Power
 from workers.contract.messages import BaseRefused, DiskPlan, ExportInfo, SnapshotInfo, SnapshotTaken, sf_name
 from workers.contract.points import Consistency, Mode
-from workers.contract.seams import BackupRequest, Begun, DiskRequest, Export, GuestChannel, Hypervisor
+from workers.contract.seams import BackupRequest, Begun, DiskRequest, Export, Hypervisor, QuiesceRequest
 from workers.disks.images import Fingerprint, create, export_readonly, fingerprint, stop_exports
+from workers.quiesce import SCRIPTS_SECONDS, WATCHDOG_SECONDS, Guest, Notes, make_point
 
-THAW_TRIES = 3
+_FROZEN, _HELD = ".frozen", ".held"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +41,10 @@ class Places:
     def runtime_of(self, job: str) -> Path:
         return self.runtime / sf_name(job)
 
-    def frozen_of(self, job: str) -> Path:
-        """Exists from just before a freeze is sent until its thaw is confirmed: whoever releases the job after a crash
-        knows whether a guest that does not answer may be frozen, or was never touched."""
-        return self.runtime / f"{sf_name(job)}.frozen"
-
-
-@dataclass(frozen=True, slots=True)
-class Quiesced:
-    """What a freeze was worth, as counted."""
-
-    consistency: Consistency
-    reason: str
-    frozen_ms: int | None
+    def notes_of(self, job: str) -> Notes:
+        """Whoever releases the job after a crash knows by them whether a guest that does not answer may be frozen, or
+        was never touched."""
+        return Notes(self.runtime / f"{sf_name(job)}{_FROZEN}", self.runtime / f"{sf_name(job)}{_HELD}")
 
 
 def require_space(path: Path, floor: int) -> None:
@@ -72,15 +62,16 @@ def require_space(path: Path, floor: int) -> None:
 
 def take_online(
     hypervisor: Hypervisor,
-    guest: GuestChannel | None,
+    guest: Guest,
     found: Inventory,
     job: str,
     plans: list[DiskPlan],
     excluded: list[str],
     goal: Consistency,
     places: Places,
+    options: dict[str, str] | None = None,
 ) -> SnapshotTaken | BaseRefused:
-    """One point in time across all planned disks of a machine that runs. `guest` is None if no agent answered."""
+    """One point in time across all planned disks of a machine that runs."""
     disks = {disk.target: disk for disk in found.disks}
     scratch = _make_scratch(job, plans, disks, places)
     request = BackupRequest(
@@ -88,9 +79,20 @@ def take_online(
         excluded=excluded,
         disks=[_requested(plan, scratch[plan.target]) for plan in plans],
     )
+    quiesce = QuiesceRequest(
+        job=job,
+        uuid=found.machine.uuid,
+        goal=goal,
+        freeze_s=WATCHDOG_SECONDS,
+        limit_s=SCRIPTS_SECONDS,
+        skip_disks=[disks[target].address for target in excluded if target in disks and disks[target].address],
+        options=options or {},
+    )
     point = _Point(hypervisor, found.machine.uuid, request)
+    if found.power is not Power.RUNNING:
+        guest = Guest(why_no_freezer="the machine is paused: its guest cannot be frozen")
     try:
-        quiesced = _quiesced(point, guest, found.power, goal, places.frozen_of(job))
+        held = make_point(guest, quiesce, point.make, places.notes_of(job))
     except CheckpointUnusable as refusal:
         incremental = {plan.target for plan in plans if plan.mode is Mode.INCREMENTAL}
         if not incremental or refusal.target not in {None, *incremental}:
@@ -106,9 +108,10 @@ def take_online(
             checkpoint=request.name if begun.checkpoint_xml else None,
             checkpoint_xml=begun.checkpoint_xml,
             time=point.time.isoformat(),
-            consistency=quiesced.consistency,
-            consistency_reason=quiesced.reason,
-            frozen_ms=quiesced.frozen_ms,
+            consistency=held.verdict.consistency,
+            consistency_reason=held.verdict.reason,
+            frozen_ms=held.frozen_ms,
+            guest=held.report,
             definition=found.definition,
             nvram=hypervisor.nvram(found),
         )
@@ -163,58 +166,6 @@ def _make_scratch(job: str, plans: list[DiskPlan], disks: dict[str, Disk], place
         made[plan.target].unlink(missing_ok=True)
         create(made[plan.target], "qcow2", disks[plan.target].capacity)
     return made
-
-
-def _quiesced(point: _Point, guest: GuestChannel | None, power: Power, goal: Consistency, note: Path) -> Quiesced:
-    """Freeze if that is wanted and possible, make the point, thaw."""
-    if goal is Consistency.CRASH or guest is None or power is not Power.RUNNING:
-        point.make()
-        return Quiesced(Consistency.CRASH, _why_not_frozen(goal, guest, power), None)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.touch()
-    try:
-        frozen = guest.freeze()
-    except GuestError as error:
-        thaw(guest, note)  # the freeze may have landed all the same
-        point.make()
-        return Quiesced(Consistency.CRASH, f"the guest could not be frozen: {error}", None)
-    since = time.monotonic()
-    try:
-        point.make()
-    finally:
-        thawed = thaw(guest, note)
-        frozen_ms = round((time.monotonic() - since) * 1000)
-    if frozen == 0:
-        return Quiesced(Consistency.CRASH, "the guest agent froze no file system", frozen_ms)
-    if thawed != frozen:
-        broken = f"the freeze was broken meanwhile: {frozen} file systems frozen, {thawed} thawed"
-        return Quiesced(Consistency.CRASH, broken, frozen_ms)
-    return Quiesced(Consistency.FILESYSTEM, f"{frozen} file systems frozen and thawed", frozen_ms)
-
-
-def _why_not_frozen(goal: Consistency, guest: GuestChannel | None, power: Power) -> str:
-    if goal is Consistency.CRASH:
-        return "crash consistency was asked for"
-    if power is Power.PAUSED:
-        return "the machine is paused: its guest cannot be frozen"
-    assert guest is None
-    return "no guest agent answers: install and start qemu-guest-agent in the guest"
-
-
-def thaw(guest: GuestChannel, note: Path) -> int:
-    """Thaw until confirmed, and only then remove `note`; how many file systems were thawed. Raises GuestError if the
-    guest may still be frozen."""
-    thawed = 0
-    for attempt in range(1, THAW_TRIES + 1):
-        try:
-            thawed += guest.thaw()
-            if not guest.frozen():
-                note.unlink(missing_ok=True)
-                return thawed
-        except GuestError:
-            if attempt == THAW_TRIES:
-                raise
-    raise GuestError("the guest still says that it is frozen after a thaw")
 
 
 # --- a machine that is off -------------------------------------------------------------------------------------
@@ -300,7 +251,7 @@ def remove_files(job: str, places: Places) -> None:
 def strays(places: Places) -> list[str]:
     """Jobs that have files here, whoever they belong to."""
     jobs = {
-        entry.name.removeprefix("sf-").removesuffix(".frozen")
+        entry.name.removeprefix("sf-").removesuffix(_FROZEN).removesuffix(_HELD)
         for folder in (places.scratch, places.runtime)
         if folder.is_dir() and os.access(folder, os.R_OK)
         for entry in folder.glob("sf-*")

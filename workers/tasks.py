@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workers import restore, snapshot, transfer
+from workers import quiesce, restore, snapshot, transfer
 from workers.app import cancel_requested, post_event, publish_progress
 from workers.context import Context
 from workers.contract import messages as m
@@ -27,12 +27,15 @@ from workers.contract.errors import (
     Yielded,
     describe,
 )
-from workers.contract.machines import Power
-from workers.contract.points import DiskPoint, Mode, Point
-from workers.contract.seams import GuestChannel
+from workers.contract.machines import Inventory, Power
+from workers.contract.points import Consistency, DiskPoint, Mode, Point
+from workers.contract.seams import Hypervisor
+from workers.quiesce import Guest, Notes
 
 if TYPE_CHECKING:
     from celery import Celery
+
+    from workers.visit import Visit
 
 C = TypeVar(
     "C",
@@ -97,7 +100,11 @@ class Tasks:
         hypervisor = self._context.hypervisor(command.machine.hypervisor)
         found = hypervisor.inventory(command.machine.uuid, base=command.base_checkpoint, base_xml=command.base_xml)
         vault.announce(command.job, command.point)
-        return m.Prepared(inventory=found, online=found.power is not Power.OFF)
+        extension = None
+        if found.power is Power.RUNNING and command.goal is not Consistency.CRASH:
+            with self._context.visit(found.machine, command.job) as visit:
+                extension = visit.see_to_extension()
+        return m.Prepared(inventory=found, online=found.power is not Power.OFF, extension=extension)
 
     def take_snapshot(self, command: m.TakeSnapshot) -> m.Event:
         name, uuid = command.machine.hypervisor, command.machine.uuid
@@ -108,14 +115,25 @@ class Tasks:
             raise Yielded("the machine was started or stopped while its backup was prepared", hint="run it again")
         if not command.online:
             return snapshot.take_offline(hypervisor, found, command.job, command.disks, places)
-        guest = self._answering(name, uuid) if found.power is Power.RUNNING else None
-        return snapshot.take_online(
-            hypervisor, guest, found, command.job, command.disks, command.excluded, command.goal, places
-        )
+        if found.power is not Power.RUNNING or command.goal is Consistency.CRASH:
+            return self._take_online(command, hypervisor, found, Guest())
+        with self._context.visit(found.machine, command.job) as visit:
+            return self._take_online(command, hypervisor, found, visit.guest(command.extension))
 
-    def _answering(self, hypervisor: str, uuid: str) -> GuestChannel | None:
-        guest = self._context.guest(hypervisor, uuid)
-        return guest if guest.ping() else None
+    def _take_online(
+        self, command: m.TakeSnapshot, hypervisor: Hypervisor, found: Inventory, guest: Guest
+    ) -> m.SnapshotTaken | m.BaseRefused:
+        return snapshot.take_online(
+            hypervisor,
+            guest,
+            found,
+            command.job,
+            command.disks,
+            command.excluded,
+            command.goal,
+            self._context.places(command.machine.hypervisor),
+            command.options,
+        )
 
     def transfer_disk(self, command: m.TransferDisk) -> m.Event:
         from workers.disks.nbd_source import NbdSource
@@ -218,24 +236,35 @@ class Tasks:
                 hypervisor.delete_checkpoint(command.machine.uuid, doomed)
 
     def thaw(self, command: m.Thaw) -> m.Event:
-        """Raises GuestError while a freeze was sent, the machine runs, and nobody in the guest answers: the obligation
-        stands until the thaw is confirmed, or the machine is off."""
-        name, uuid = command.machine.hypervisor, command.machine.uuid
-        note = self._context.places(name).frozen_of(command.job)
-        guest = self._context.guest(name, uuid)
+        """Thaw, then resume what was held. Raises GuestError while a freeze was sent, the machine runs, and nobody in
+        the guest answers: the obligation stands until the thaw is confirmed, or the machine is off."""
+        name = command.machine.hypervisor
+        notes = self._context.places(name).notes_of(command.job)
         try:
-            thawed = snapshot.thaw(guest, note) if guest.frozen() else 0
+            with self._context.visit(command.machine, command.job) as visit:
+                thawed = self._thawed(command, visit, notes)
+                if notes.held.exists():
+                    visit.let_go(command.job)
         except NotFound:
             thawed = 0  # the machine is gone
+        notes.frozen.unlink(missing_ok=True)
+        notes.held.unlink(missing_ok=True)
+        return m.Thawed(thawed=thawed)
+
+    def _thawed(self, command: m.Thaw, visit: Visit, notes: Notes) -> int:
+        try:
+            freezer = visit.ways.freezer
+            if freezer is None:
+                raise GuestError(visit.ways.why_not)
+            return quiesce.thaw(freezer, notes.frozen)[0] if freezer.frozen() else 0
         except GuestError as error:
-            thawed = 0
-            if note.exists() and self._context.hypervisor(name).inventory(uuid).power is not Power.OFF:
+            hypervisor = self._context.hypervisor(command.machine.hypervisor)
+            if notes.frozen.exists() and hypervisor.inventory(command.machine.uuid).power is not Power.OFF:
                 raise GuestError(
                     f"the guest of {command.machine.name} may be frozen, and its agent does not answer: {error}",
                     hint=f"virsh domfsthaw {command.machine.name}; or restart the guest agent, or reset the machine",
                 ) from None
-        note.unlink(missing_ok=True)
-        return m.Thawed(thawed=thawed)
+            return 0
 
     # --- restore -----------------------------------------------------------------------------------------------
 

@@ -58,6 +58,10 @@ def show_job(session: Session, job: JobRef) -> None:
         out.say(f"  {disk_line(progress)}")
     for event in view.events:
         out.say(f"  {moment(event.time)}  {event.kind:<16} {event.text}".rstrip())
+    if view.guest is not None and view.guest.log:
+        out.say("  from the scripts in the guest:")
+        for line in view.guest.log.splitlines():
+            out.say(f"    {line}")
     for warning in view.warnings:
         out.say(f"warning: {warning}")
     if view.error is not None and not out.as_json:

@@ -60,6 +60,8 @@ def _row(point: PointView) -> tuple[str, ...]:
 @command(app, "show")
 def show_point(session: Session, point: PointRef) -> None:
     """Show one point: what it is worth, each disk, and why it was read as it was."""
+    from workers.contract.guests import printable
+
     found = session.service.point(point)
     out = session.out
     out.record("point", found.model_dump(mode="json"))
@@ -96,6 +98,10 @@ def show_point(session: Session, point: PointRef) -> None:
         out.say(f"not included: {left_out.target}: {left_out.reason}")
     for alert in found.alerts:
         out.say(f"alert: {alert}")
+    for name, text in found.records.items():
+        out.say(f"record {name}:")
+        for line in text.splitlines():
+            out.say(f"    {printable(line)}")
 
 
 @command(app, "verify")

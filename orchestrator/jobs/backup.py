@@ -24,7 +24,8 @@ from orchestrator.plan import (
     plan_disks,
     trusted_bitmaps,
 )
-from workers.contract.errors import Busy, Cancelled, ErrorInfo, HypervisorError, StillframeError
+from workers.contract.errors import Busy, Cancelled, ErrorInfo, GuestError, HypervisorError, StillframeError
+from workers.contract.guests import ExtensionState, GuestReport
 from workers.contract.machines import Disk, MachineRef, Value
 from workers.contract.messages import (
     BaseRefused,
@@ -85,6 +86,10 @@ class BackupJob(Value):
     trusted: list[str] = []
     """Disks whose bitmap of the base stays good; see `plan.trusted_bitmaps`."""
     online: bool = False
+    extension: ExtensionState | None = None
+    """What the preparation found in the guest, if it looked."""
+    guest: GuestReport | None = None
+    """What quiescing the guest came to; without its records, which are the point's."""
     snapshot: SnapshotInfo | None = None
     transferred: dict[str, DiskPoint] = {}
     gone: list[str] = []
@@ -94,7 +99,7 @@ class BackupJob(Value):
     """As sent to be committed."""
 
     must_thaw: bool = False
-    """Obligation: the guest may be frozen."""
+    """Obligation: the guest may be frozen, or held quiesced."""
     new_checkpoint: str | None = None
     """Obligation: deleted unless the point exists."""
     commit_sent: bool = False
@@ -135,6 +140,7 @@ def start(job: BackupJob) -> Step:
         point=job.point,
         base_checkpoint=base_checkpoint(job.base),
         base_xml=job.base.checkpoint_xml if job.base else None,
+        goal=job.goal,
     )
     return _to(job, S.PREPARING), [prepare]
 
@@ -183,6 +189,7 @@ def _to(job: BackupJob, state: JobState, **changes: object) -> BackupJob:
 
 
 def _prepared(job: BackupJob, event: Prepared) -> Step:
+    job = job.model_copy(update={"extension": event.extension})
     if job.error:
         return _release(job)
     inventory = event.inventory
@@ -227,6 +234,8 @@ def _take_snapshot(job: BackupJob) -> TakeSnapshot:
         disks=job.plans,
         excluded=[item.target for item in job.not_included],
         goal=job.goal,
+        options=job.options,
+        extension=job.extension,
     )
 
 
@@ -245,9 +254,19 @@ def _base_refused(job: BackupJob, event: BaseRefused) -> Step:
 
 def _snapshot_taken(job: BackupJob, event: SnapshotTaken) -> Step:
     # The snapshot's checkpoint may differ from the announced name only by not existing; the thaw is confirmed.
-    job = job.model_copy(update={"must_thaw": False, "snapshot": event.snapshot})
+    report = event.snapshot.guest
+    job = job.model_copy(
+        update={
+            "must_thaw": False,
+            "snapshot": event.snapshot,
+            "guest": report.model_copy(update={"records": {}}),
+            "warnings": [*job.warnings, *report.warnings],
+        }
+    )
     if job.error:
         return _release(job)
+    if job.require and event.snapshot.consistency.rank < job.goal.rank:
+        return _release(_with_error(job, _not_worth_it(job, event.snapshot).info()))
     exports = {export.target: export for export in event.snapshot.exports}
     missing = [p.target for p in job.plans if p.target not in exports]
     if missing:
@@ -267,6 +286,14 @@ def _snapshot_taken(job: BackupJob, event: SnapshotTaken) -> Step:
         )
         for p in job.plans
     ]
+
+
+def _not_worth_it(job: BackupJob, snapshot: SnapshotInfo) -> GuestError:
+    return GuestError(
+        f"{job.goal} consistency is required, and this point would be {snapshot.consistency} only: "
+        f"{snapshot.consistency_reason}",
+        hint="mend that in the guest, or take what can be had: --no-require, or require = false in its policy",
+    )
 
 
 def _disk_transferred(job: BackupJob, event: DiskTransferred) -> Step:

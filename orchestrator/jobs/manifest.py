@@ -54,6 +54,7 @@ def build_point(parts: Parts, snapshot: SnapshotInfo) -> Point:
             "consistency_goal": parts.goal,
             "consistency_reason": snapshot.consistency_reason,
             "frozen_ms": snapshot.frozen_ms,
+            "records": snapshot.guest.records,
             "alerts": [f"{target}: {alert}" for target, alert in sorted(parts.alerts.items())],
         }
     )

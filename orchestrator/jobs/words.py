@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workers.contract.guests import ExtensionState
 from workers.contract.messages import (
     BaseRefused,
     CancelRequested,
@@ -26,11 +27,12 @@ def describe(event: Event) -> str:
     match event:
         case Prepared():
             disks = ", ".join(disk.target for disk in event.inventory.disks if not disk.excluded)
-            return f"machine is {event.inventory.power}; disks {disks or 'none'}"
+            return f"machine is {event.inventory.power}; disks {disks or 'none'}{_extension(event.extension)}"
         case SnapshotTaken(snapshot=snapshot):
             frozen = f", frozen for {snapshot.frozen_ms} ms" if snapshot.frozen_ms is not None else ""
             why = f" ({snapshot.consistency_reason})" if snapshot.consistency_reason else ""
-            return f"snapshot stands: {snapshot.consistency}{why}{frozen}"
+            runs = [f"{run.name} {run.phase} {run.outcome} in {run.seconds:.1f} s" for run in snapshot.guest.scripts]
+            return "; ".join([f"snapshot stands: {snapshot.consistency}{why}{frozen}", *runs])
         case BaseRefused():
             return f"{event.target or 'all disks'}: the base was refused: {event.reason}"
         case DiskTransferred(disk=disk):
@@ -43,6 +45,14 @@ def describe(event: Event) -> str:
             return f"{event.command}{f' {event.target}' if event.target else ''} failed: {event.error.message}"
         case _:
             return _describe_rest(event)
+
+
+def _extension(found: ExtensionState | None) -> str:
+    if found is None:
+        return ""
+    version = f" {found.version} over {found.channel}" if found.version else ""
+    detail = f" ({found.detail})" if found.detail else ""
+    return f"; extension{version} {found.use}{detail}"
 
 
 def _describe_rest(event: Event) -> str:

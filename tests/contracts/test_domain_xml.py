@@ -160,3 +160,26 @@ def test_pools() -> None:
     folder = "<target><path>/p</path></target>"
     assert domain_xml.pool_folder(f"<pool type='dir'>{folder}</pool>") == "/p"
     assert domain_xml.pool_folder(f"<pool type='logical'>{folder}</pool>") is None
+
+
+def test_disks_are_named_as_the_guest_sees_them() -> None:
+    pci = "<address type='pci' domain='0x0000' bus='0x{bus:02x}' slot='0x{slot:02x}' function='0x0'/>"
+    drive = "<address type='drive' controller='1' bus='0' target='0' unit='3'/>"
+    found = domain_xml.disks(
+        "<domain><devices>"
+        f"<disk><target dev='vda' bus='virtio'/>{pci.format(bus=0, slot=7)}</disk>"
+        f"<disk><target dev='vdb' bus='virtio'/>{pci.format(bus=4, slot=0)}</disk>"
+        f"<disk><target dev='sda' bus='scsi'/>{drive}</disk>"
+        f"<disk><target dev='sdb' bus='sata'/>{drive}</disk>"
+        "<disk><target dev='vdc' bus='virtio'/></disk>"
+        f"<controller type='scsi' index='0'>{pci.format(bus=0, slot=1)}</controller>"
+        f"<controller type='scsi' index='1'>{pci.format(bus=0, slot=9)}</controller>"
+        "</devices></domain>"
+    )
+    assert [disk.address for disk in found] == [
+        "pci:0000:00:07.0",
+        "pci:0000:04:00.0",
+        "pci:0000:00:09.0/0:0:3",
+        "",
+        "",
+    ]

@@ -8,6 +8,7 @@ from orchestrator.jobs.backup import BackupJob, advance, retry_release, start
 from orchestrator.jobs.states import JobState, check
 from tests.jobs.world import MACHINE, World, disk, failed
 from workers.contract.errors import Cancelled, NoSpace
+from workers.contract.guests import ExtensionState, ExtensionUse, GuestReport, ScriptOutcome, ScriptRun
 from workers.contract.machines import Power
 from workers.contract.messages import (
     BaseRefused,
@@ -24,7 +25,7 @@ from workers.contract.messages import (
     TransferDisk,
     WorkerLost,
 )
-from workers.contract.points import Mode
+from workers.contract.points import Consistency, Mode
 
 S = JobState
 CANCELLED = Cancelled("cancelled by anna").info()
@@ -341,3 +342,31 @@ def test_an_ended_job_stays_as_it_is(end: str) -> None:
     assert job.state == end
     for late in (WorkerLost(detail="x"), TimedOut(detail="x"), CancelRequested(by="x"), failed(prepare)):
         assert advance(job, late) == (job, [])
+
+
+def test_what_is_required_and_not_had_fails_the_backup_and_leaves_nothing() -> None:
+    world = World()
+    run_backup(world, "p1")
+    before = dict(world.checkpoints)
+    job = run_backup(world, "p2", goal=Consistency.APPLICATION, require=True)
+    assert job.state is S.FAILED
+    assert job.error is not None
+    assert "application consistency is required" in job.error.message
+    assert "frozen and thawed" in job.error.message
+    assert (list(world.points), world.checkpoints, world.snapshots) == (["p1"], before, {})
+
+
+def test_what_is_required_and_had_makes_a_point() -> None:
+    assert run_backup(World(), "p1", goal=Consistency.FILESYSTEM, require=True).state is S.SUCCEEDED
+
+
+def test_what_the_guest_said_goes_to_the_snapshot_the_job_and_the_point() -> None:
+    script = ScriptRun(name="50-postgresql", phase="pre", outcome=ScriptOutcome.OK)
+    report = GuestReport(scripts=[script], records={"50-postgresql/label": "x"}, log="done", warnings=["look"])
+    world = World(extension=ExtensionState(use=ExtensionUse.ENABLED, version="1"), report=report)
+    job, sent = run(world, new_job(world, "p1", options={"postgresql": "backup"}))
+    [take] = [command for command in sent if isinstance(command, TakeSnapshot)]
+    assert (take.extension, take.options) == (world.extension, {"postgresql": "backup"})
+    assert (job.extension, job.warnings) == (world.extension, ["look"])
+    assert job.guest == report.model_copy(update={"records": {}})
+    assert world.points["p1"].records == report.records

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from workers.contract.errors import DiskError, ErrorInfo, HypervisorError, VaultError
+from workers.contract.guests import ExtensionState, GuestReport
 from workers.contract.machines import BitmapState, Disk, Inventory, MachineRef, Power
 from workers.contract.messages import (
     BaseRefused,
@@ -87,6 +88,8 @@ class World:
     machines: dict[str, str] = field(default_factory=lambda: {MACHINE.uuid: "original"})
     """UUID → who defined it."""
     thaws: int = 0
+    extension: ExtensionState | None = None
+    report: GuestReport = field(default_factory=GuestReport)
 
     # --- performing ------------------------------------------------------------------------------------------------
 
@@ -128,7 +131,8 @@ class World:
 
     def _prepare(self, command: Prepare) -> Event:
         self.sessions.add(command.job)
-        return Prepared(inventory=self.inventory(command.base_checkpoint), online=self.power is not Power.OFF)
+        inventory = self.inventory(command.base_checkpoint)
+        return Prepared(inventory=inventory, online=self.power is not Power.OFF, extension=self.extension)
 
     def _take_snapshot(self, command: TakeSnapshot) -> Event:
         """Also where it fails half-way, everything that it can have left is there (see `half_snapshot`)."""
@@ -153,6 +157,7 @@ class World:
                 consistency=Consistency.FILESYSTEM,
                 consistency_reason="2 file systems frozen and thawed",
                 frozen_ms=12 if command.online else None,
+                guest=self.report,
                 definition="<domain secret='1'/>",
                 nvram=b"\x00\xff",
             )

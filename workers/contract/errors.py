@@ -18,7 +18,7 @@
     │   ├── GuestTimeout              1     yes    a command in the guest did not end in time, and may still run
     │   ├── HostKeyRefused            1            an SSH host key is not the one that is pinned
     │   └── ExtensionError            1     yes    the extension in a guest cannot be put in place, or speaks nonsense
-    ├── PackageRefused                1            an extension package is unsigned, tampered with, old, or of another system
+    ├── PackageRefused                1            an extension package is unsigned, changed, old, or for another system
     ├── DiskError                     1     yes    an export, image or extent map is not as it must be
     ├── NoSpace                       1     yes    scratch, vault or restore target is too small
     ├── TargetExists                  2            a restore would overwrite something

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from workers.contract.machines import Value
 
@@ -58,8 +58,15 @@ class Ran:
 
 # --- what the extension answers --------------------------------------------------------------------------------
 
-Word = Annotated[str, Field(max_length=255)]
-Text = Annotated[str, Field(max_length=4096)]
+
+
+def printable(text: str) -> str:
+    """Without what could command somebody's terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+
+
+Word = Annotated[str, Field(max_length=255), AfterValidator(printable)]
+Text = Annotated[str, Field(max_length=4096), AfterValidator(printable)]
 
 
 class Answer(BaseModel):
@@ -129,7 +136,7 @@ class Quiesced(Answer):
     watchdog: bool
     """False: no thaw is guaranteed from inside, and the guest must not be frozen because of us."""
     watchdog_detail: Text = ""
-    mounts: Annotated[list[Text], Field(max_length=4096)] = []
+    mounts: Annotated[list[Annotated[str, Field(max_length=4096)]], Field(max_length=4096)] = []
     """Mount points to freeze, inner ones first: those of the selected disks, and loop devices upon them."""
     partial: bool = False
     """Some file systems are left out, because their disks are."""

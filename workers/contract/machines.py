@@ -58,6 +58,9 @@ class Disk(Value):
     """State of the asked base on this disk; None if none was asked for."""
     bitmap_detail: str = ""
     """The hypervisor's own words where the bitmap is not VALID."""
+    address: str = ""
+    """How the guest sees it: `pci:0000:00:07.0`, with `/bus:target:unit` behind it on a SCSI controller; empty: that is
+    not known, or the machine is off."""
     source_options: dict[str, str] = {}
     """Format options worth keeping for a restore: cluster_size, compat …"""
 

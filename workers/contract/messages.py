@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from workers.contract.errors import ErrorInfo
+from workers.contract.guests import ExtensionState, GuestReport
 from workers.contract.machines import Disk, Inventory, MachineRef, Value
 from workers.contract.points import Bottleneck, Consistency, DiskPoint, Mode, Point
 
@@ -64,6 +65,7 @@ class SnapshotInfo(Value):
     consistency: Consistency
     consistency_reason: str
     frozen_ms: int | None
+    guest: GuestReport = GuestReport()
     definition: str
     nvram: bytes | None = None
 
@@ -74,7 +76,7 @@ class SnapshotInfo(Value):
 
 
 class Prepare(Value):
-    """Look at the machine, open the vault, announce the session. → Prepared"""
+    """Look at the machine, open the vault, announce the session, see to the extension in the guest. → Prepared"""
 
     kind: Literal["prepare"] = "prepare"
     job: str
@@ -84,10 +86,12 @@ class Prepare(Value):
     """Id that the point will have."""
     base_checkpoint: str | None = None
     base_xml: str | None = None
+    goal: Consistency = Consistency.CRASH
+    """`crash` needs nothing of the guest, and leaves it alone."""
 
 
 class TakeSnapshot(Value):
-    """Make scratch, freeze, begin, thaw. → SnapshotTaken | BaseRefused"""
+    """Make scratch, quiesce, freeze, begin, thaw, resume. → SnapshotTaken | BaseRefused"""
 
     kind: Literal["take_snapshot"] = "take_snapshot"
     job: str
@@ -96,6 +100,10 @@ class TakeSnapshot(Value):
     disks: list[DiskPlan]
     excluded: list[str]
     goal: Consistency
+    options: dict[str, str] = {}
+    """Application → word, for its script in the guest."""
+    extension: ExtensionState | None = None
+    """As `Prepared` has told it; only an enabled one is asked to quiesce."""
 
 
 class TransferDisk(Value):
@@ -122,8 +130,9 @@ class CommitPoint(Value):
 
 
 class Release(Value):
-    """Thaw; settle whether the point exists; end the snapshot; remove scratch, sockets, helpers and session; delete
-    the checkpoint that is no longer needed. Idempotent; carries all that may exist, whatever of it does. → Released"""
+    """Thaw and resume the guest; settle whether the point exists; end the snapshot; remove scratch, sockets, helpers
+    and session; delete the checkpoint that is no longer needed. Idempotent; carries all that may exist, whatever of it
+    does. → Released"""
 
     kind: Literal["release"] = "release"
     job: str
@@ -133,7 +142,7 @@ class Release(Value):
     commit_sent: bool
     """Whether a manifest may exist: then it is looked for, and its name fenced if it does not."""
     thaw: bool
-    """Whether the guest may be frozen."""
+    """Whether the guest may be frozen, or held quiesced."""
     new_checkpoint: str | None
     """Deleted if the point does not exist."""
     old_checkpoint: str | None
@@ -210,7 +219,7 @@ class Discard(Value):
 
 
 class Thaw(Value):
-    """Thaw a guest, at once, on the queue `rescue`. → Thawed"""
+    """Thaw a guest, at once, on the queue `rescue`, and let its applications go on. → Thawed"""
 
     kind: Literal["thaw"] = "thaw"
     job: str
@@ -240,6 +249,8 @@ class Prepared(Value):
     kind: Literal["prepared"] = "prepared"
     inventory: Inventory
     online: bool
+    extension: ExtensionState | None = None
+    """None: nobody looked, for nothing of the guest was needed."""
 
 
 class SnapshotTaken(Value):

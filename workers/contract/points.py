@@ -97,5 +97,7 @@ class Point(Value):
     frozen_ms: int | None = None
     """From the freeze's reply to the thaw's; None if nothing was frozen."""
     alerts: list[str] = []
+    records: dict[str, str] = {}
+    """What applications gave to be kept with the point, as text: `50-postgresql/backup_label`."""
 
     model_config = {"frozen": True, "extra": "forbid", "ser_json_bytes": "base64", "val_json_bytes": "base64"}

@@ -205,6 +205,10 @@ class Hypervisor(Protocol):
         seconds; `guests.agent.AgentChannel` makes a GuestChannel of it. Raises GuestError."""
         ...
 
+    def thaw_command(self, uuid: str) -> list[str]:
+        """A program with its arguments that thaws the guest through its agent, for a process that outlives this one."""
+        ...
+
     def begin_backup(self, uuid: str, request: BackupRequest) -> Begun:
         """Raises CheckpointUnusable(target) when a disk's base turns out to be unusable; nothing is left then."""
         ...

@@ -42,6 +42,7 @@ class DiskFacts:
             identity=element.path,
             tracks_changes=False,
             excluded=reason,
+            address=element.address,
         )
 
     def _included(self, element: DiskElement) -> Disk:
@@ -55,6 +56,7 @@ class DiskFacts:
             capacity=capacity,
             identity=local_files.identity(path),
             tracks_changes=options.get("compat") == "1.1" and "data_file" not in options,
+            address=element.address,
             source_options=options,
         )
 

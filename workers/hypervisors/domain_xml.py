@@ -23,14 +23,40 @@ class DiskElement:
     """Pool and volume, where the definition names those instead of a path."""
     excluded: str
     """Why it takes no part in backups; empty: it does."""
+    address: str
+    """See `machines.Disk.address`."""
 
 
 def disks(definition: str) -> list[DiskElement]:
     """All disks, CD-ROM and floppy drives included, in the order of the definition."""
-    return [_disk(element) for element in ET.fromstring(definition).iterfind("devices/disk")]
+    root = ET.fromstring(definition)
+    scsi = {
+        controller.get("index", ""): _pci(controller.find("address"))
+        for controller in root.iterfind("devices/controller[@type='scsi']")
+    }
+    return [_disk(element, scsi) for element in root.iterfind("devices/disk")]
 
 
-def _disk(element: ET.Element) -> DiskElement:
+def _pci(address: ET.Element | None) -> str:
+    if address is None or address.get("type") != "pci":
+        return ""
+    domain, bus, slot, function = (int(address.get(part, "0"), 16) for part in ("domain", "bus", "slot", "function"))
+    return f"pci:{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"
+
+
+def _address(element: ET.Element, scsi: Mapping[str, str]) -> str:
+    """Of a virtio disk, or of one on a SCSI controller. Others have no address that the guest would see the same."""
+    address, target = element.find("address"), element.find("target")
+    if address is None or address.get("type") != "drive":
+        return _pci(address)
+    if target is None or target.get("bus") != "scsi":
+        return ""
+    controller = scsi.get(address.get("controller", "0"), "")
+    unit = ":".join(address.get(part, "0") for part in ("bus", "target", "unit"))
+    return f"{controller}/{unit}" if controller else ""
+
+
+def _disk(element: ET.Element, scsi: Mapping[str, str]) -> DiskElement:
     target, source, driver = element.find("target"), element.find("source"), element.find("driver")
     path, volume = "", None
     if source is not None:
@@ -43,6 +69,7 @@ def _disk(element: ET.Element) -> DiskElement:
         path=path,
         volume=volume,
         excluded=_excluded(element, source, bool(path or volume)),
+        address=_address(element, scsi),
     )
 
 

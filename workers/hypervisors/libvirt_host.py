@@ -145,6 +145,10 @@ class LibvirtHypervisor:
 
         return command
 
+    def thaw_command(self, uuid: str) -> list[str]:
+        thaw = '{"execute": "guest-fsfreeze-thaw"}'
+        return ["virsh", "-q", "-c", self._uri, "qemu-agent-command", "--timeout", "10", uuid, thaw]
+
     # --- backup jobs -------------------------------------------------------------------------------------------
 
     def begin_backup(self, uuid: str, request: BackupRequest) -> Begun:
