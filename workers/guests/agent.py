@@ -27,8 +27,10 @@ WINDOWS_FREEZE_SECONDS = 75.0
 """VSS asks every writer first: up to 60 s, and qemu-ga waits as long."""
 THAW_SECONDS = 10.0
 ASK_SECONDS = 5.0
-PIECE = 1 << 20
-"""Bytes of a file per message: libvirt carries strings of 4 MiB, and base64 takes a third more."""
+PIECE = 64 << 10
+"""Bytes of a file per message. libvirt carries strings of 4 MiB, but the agent reads its port in small steps: 1 MiB
+took more than 5 s in an emulated guest, 64 KiB some 50 ms."""
+FILE_SECONDS = 30.0
 _POLL_FIRST, _POLL_MOST = 0.005, 0.1
 _FROZEN = "guest-fsfreeze-freeze and -thaw only"
 _ALLOW = "allow the guest-fsfreeze-* commands in the guest: /etc/qemu/qemu-ga.conf or /etc/sysconfig/qemu-ga"
@@ -125,7 +127,7 @@ class AgentChannel:
     def _write_piece(self, handle: object, path: str, piece: bytes) -> None:
         while piece:
             sent = {"handle": handle, "buf-b64": base64.b64encode(piece).decode()}
-            count = self._table("guest-file-write", arguments=sent).get("count")
+            count = self._table("guest-file-write", FILE_SECONDS, sent).get("count")
             if not isinstance(count, int) or not 0 < count <= len(piece):
                 raise GuestError(f"{path} could not be written in the guest: {count} of {len(piece)} bytes taken")
             piece = piece[count:]
@@ -136,7 +138,7 @@ class AgentChannel:
         try:
             while len(found) < limit:
                 wanted = {"handle": handle, "count": min(PIECE, limit - len(found))}
-                said = self._table("guest-file-read", arguments=wanted)
+                said = self._table("guest-file-read", FILE_SECONDS, wanted)
                 found += _bytes(said.get("buf-b64"))
                 if said.get("eof") or not said.get("count"):
                     break
