@@ -6,17 +6,26 @@ This is where the parts of `workers` meet that do not know each other, and the o
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
-from workers.config import VaultConfig, WorkerConfig
-from workers.contract.errors import NotFound, WrongKey
-from workers.contract.seams import GuestChannel, Hypervisor
+from workers.config import GuestAccess, VaultConfig, WorkerConfig
+from workers.contract.errors import GuestError, NotFound, WrongKey
+from workers.contract.guests import GuestOs
+from workers.contract.machines import MachineRef
+from workers.contract.seams import GuestChannel, Hypervisor, Package
+from workers.quiesce import unfrozen
 from workers.snapshot import Places
 
 if TYPE_CHECKING:
+    from workers.guests.agent import AgentChannel
+    from workers.guests.ways import Connect
     from workers.vault import Vault
+    from workers.visit import Visit
 
 
 T = TypeVar("T")
@@ -55,20 +64,27 @@ class Context:
             return self._hypervisors[name]
 
     @contextmanager
-    def visit(self, machine: MachineRef, job: str) -> Iterator[Visit]:
+    def visit(self, machine: MachineRef, job: str, *, rescue: bool = False) -> Iterator[Visit]:
         """A visit to the guest of `machine`; `job` marks what is left in it. That nobody can get in is no error: the
-        visit says so. Raises NotFound, HypervisorError."""
+        visit says so. `rescue`: to thaw; otherwise a freeze that is found in the way is waited for, and ended, since a
+        frozen agent runs nothing. Raises NotFound, HypervisorError."""
         from workers.guests.ways import open_ways
         from workers.visit import Visit
 
         access = self.access(machine)
         hypervisor = self.hypervisor(machine.hypervisor)
-        with open_ways(access, self._agent(machine, access), self._ssh(machine, access), job=job) as ways:
+        agent = self._agent(machine, access)
+        found = ""
+        if agent is not None and not rescue:
+            with suppress(GuestError):  # whether it answers at all, the ways say
+                found = unfrozen(agent)
+        with open_ways(access, agent, self._connect(machine, access), job=job) as ways:
             yield Visit(
                 ways,
                 machine.uuid,
                 self._newest_package,
                 off=self._why_off(access),
+                found=found,
                 thaw_command=tuple(hypervisor.thaw_command(machine.uuid)) if ways.agent_freezes else (),
             )
 
@@ -101,6 +117,26 @@ class Context:
         if access.channel == "ssh":
             return None
         return AgentChannel(self.hypervisor(machine.hypervisor).agent_command(machine.uuid))
+
+    def _connect(self, machine: MachineRef, access: GuestAccess) -> Connect:
+        def connect(address: str, key: bytes | None) -> GuestChannel:
+            from workers.guests.host_keys import host_key_policy
+            from workers.guests.ssh import SshChannel
+
+            pins = self.config.extension.host_keys if self.config.extension else self.config.runtime_dir / "host_keys"
+            secret = key or access.key_file
+            assert secret is not None
+            channel = SshChannel(
+                address=address,
+                key=secret,
+                host_key=host_key_policy(access.host_key, pins, machine.uuid),
+                port=access.port,
+                user=access.user,
+            )
+            channel.info()
+            return channel
+
+        return connect
 
     def places(self, hypervisor: str) -> Places:
         wanted = _named(self.config.hypervisors, hypervisor, "hypervisor")

@@ -241,9 +241,10 @@ class Tasks:
         name = command.machine.hypervisor
         notes = self._context.places(name).notes_of(command.job)
         try:
-            with self._context.visit(command.machine, command.job) as visit:
+            with self._context.visit(command.machine, command.job, rescue=True) as visit:
                 thawed = self._thawed(command, visit, notes)
-                if notes.held.exists():
+            if notes.held.exists():
+                with self._context.visit(command.machine, command.job) as visit:
                     visit.let_go(command.job)
         except NotFound:
             thawed = 0  # the machine is gone

@@ -25,7 +25,7 @@ from workers.guests.linux import LinuxExtension
 from workers.guests.package import is_older
 from workers.guests.ways import Ways
 from workers.guests.windows import HOLD_SECONDS, WindowsExtension
-from workers.quiesce import POINT_SECONDS, Guest, unfrozen
+from workers.quiesce import POINT_SECONDS, Guest
 
 Packages = Callable[[GuestOs], Package | None]
 """The newest trusted package for an operating system. Raises PackageRefused."""
@@ -33,15 +33,15 @@ Packages = Callable[[GuestOs], Package | None]
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """`ways`: how to get in; `off`: why the extension is not to be used here, if it is not; `thaw_command`: see
-    `Hypervisor.thaw_command`."""
+    """`ways`: how to get in; `off`: why the extension is not to be used here, if it is not; `found`: what was in the
+    way; `thaw_command`: see `Hypervisor.thaw_command`."""
 
     ways: Ways
     uuid: str
     packages: Packages
     off: str = ""
+    found: str = ""
     thaw_command: tuple[str, ...] = ()
-    options: dict[str, str] | None = None
 
     def see_to_extension(self) -> ExtensionState:
         """Install or upgrade it where that is due. Never raises StillframeError: a guest that cannot have it is backed
@@ -52,7 +52,6 @@ class Visit:
             return ExtensionState(use=ExtensionUse.ABSENT, detail=self.ways.why_not)
         state = ExtensionState(use=ExtensionUse.ABSENT, channel=self.ways.described)
         try:
-            found = unfrozen(self.ways.freezer) if self.ways.freezer else ""
             info = self.ways.commands.info()
             state = state.model_copy(update={"os": info.os, "release": info.release})
             status, done = self._installed(info)
@@ -63,7 +62,7 @@ class Visit:
                 "use": ExtensionUse.ENABLED,
                 "version": status.version,
                 "transient": status.transient,
-                "detail": "; ".join(part for part in (found, done) if part),
+                "detail": "; ".join(part for part in (self.found, done) if part),
             }
         )
 

@@ -9,6 +9,7 @@ from sqlalchemy import delete, update
 from sqlmodel import Session, col, select
 
 from orchestrator.catalog.schema import MachineRow, PointRow, now
+from workers.contract.guests import ExtensionState
 from workers.contract.machines import MachineRef
 from workers.contract.points import Point
 
@@ -94,8 +95,29 @@ def mark_damaged(session: Session, point_id: str, damage: str) -> None:
 
 
 def see_machine(session: Session, machine: MachineRef, seen: datetime | None = None) -> None:
-    row = MachineRow(uuid=machine.uuid, hypervisor=machine.hypervisor, name=machine.name, seen=seen or now())
-    session.merge(row)
+    """Note where the machine is and what its name is; what is known of its extension stays."""
+    row = session.get(MachineRow, machine.uuid)
+    known = row.extension if row else ""
+    session.merge(
+        MachineRow(
+            uuid=machine.uuid, hypervisor=machine.hypervisor, name=machine.name, seen=seen or now(), extension=known
+        )
+    )
+    session.flush()
+
+
+def put_extension(session: Session, machine_uuid: str, state: ExtensionState) -> None:
+    """What a job has found; of a machine that was never seen nothing is kept."""
+    session.connection().execute(
+        update(MachineRow).where(col(MachineRow.uuid) == machine_uuid).values(extension=state.model_dump_json())
+    )
+
+
+def extensions(session: Session) -> dict[str, ExtensionState]:
+    """Machine UUID → its extension, where a job has looked."""
+    return {
+        row.uuid: ExtensionState.model_validate_json(row.extension) for row in seen_machines(session) if row.extension
+    }
 
 
 def seen_machines(session: Session) -> Sequence[MachineRow]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from sqlalchemy import BigInteger, DateTime, Dialect, Index, Text, TypeDecorator
 from sqlmodel import Field, SQLModel
 
-HEAD = "0001"
+HEAD = "0002"
 """Newest migration; a test holds it against the migrations themselves."""
 
 
@@ -44,6 +44,8 @@ class MachineRow(SQLModel, table=True):
     hypervisor: str
     name: str = Field(index=True)
     seen: datetime = Field(sa_type=UtcDateTime)
+    extension: str = Field(default="", sa_type=Text)
+    """An `ExtensionState` as the last job found it; empty: no job has looked yet."""
 
 
 class JobRow(SQLModel, table=True):

@@ -59,7 +59,6 @@ class Ran:
 # --- what the extension answers --------------------------------------------------------------------------------
 
 
-
 def printable(text: str) -> str:
     """Without what could command somebody's terminal."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
