@@ -11,25 +11,37 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from orchestrator.config_file import ConfigFile, PathsSection, Policy, Protect
-from orchestrator.toml_lines import key_lines, line_of
-from workers.config import HypervisorConfig, VaultConfig, WorkerConfig
+from orchestrator.config_file import ConfigFile, GuestSection, PathsSection, Policy, Protect
+from orchestrator.config_mistakes import Mistake, describe, mistakes, suggest, syntax_error
+from orchestrator.toml_lines import key_lines
+from workers.config import ExtensionConfig, GuestAccess, HypervisorConfig, VaultConfig, WorkerConfig
 from workers.contract.errors import ConfigError, NotFound, UsageError
 from workers.contract.machines import Value
 from workers.contract.points import Consistency
 
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
 FILE_NAME = "stillframe.toml"
 ENVIRONMENT = "STILLFRAME_CONFIG"
+
+
+class ExtensionSettings(Value):
+    """What the controller builds, signs and has put into guests. The private key stays with it."""
+
+    install: bool
+    signing_key: Path
+    """Where the private key is, or will be made."""
+    public_key: str | None
+    """64 hex digits, as written, or of the key that was made; None: there is none yet."""
+    packages: Path
+    apps: list[Path] = []
+    """Folders `NN-name` of the user's own applications."""
+    options: dict[str, str] = {}
+    """Application → word, for all machines."""
 
 
 class Config(Value):
@@ -54,6 +66,7 @@ class Config(Value):
     """Glob on `machine/target` → bytes; the first match in the file's order counts."""
     policies: dict[str, Policy] = {}
     protect: dict[str, Protect] = {}
+    extension: ExtensionSettings
 
     def vault_name(self, name: str | None = None) -> str:
         """`name` if it is configured, else the default vault. Raises NotFound or UsageError."""
@@ -74,10 +87,27 @@ class Config(Value):
 
     def protected_by(self, hypervisor: str, machine: str) -> str | None:
         """Name of the first `[protect.*]` section that covers the machine, if any."""
-        for name, protect in self.protect.items():
-            if _covers(protect.machines, hypervisor, machine) and not _covers(protect.exclude, hypervisor, machine):
-                return name
-        return None
+        return next(iter(self.protections(hypervisor, machine)), None)
+
+    def protections(self, hypervisor: str, machine: str) -> list[str]:
+        """Names of all `[protect.*]` sections that cover the machine."""
+        return [
+            name
+            for name, protect in self.protect.items()
+            if _covers(protect.machines, hypervisor, machine) and not _covers(protect.exclude, hypervisor, machine)
+        ]
+
+    def policy_for(self, hypervisor: str, machine: str) -> Policy | None:
+        """The policy of the machine's backups: that of the first section which covers it."""
+        name = self.protected_by(hypervisor, machine)
+        return self.policies[self.protect[name].policy] if name is not None else None
+
+    def asked_consistency(self, hypervisor: str, machine: str) -> Consistency | None:
+        """What the file asks for this machine in so many words, by its policy or under `[backup]`; None: nothing."""
+        policy = self.policy_for(hypervisor, machine)
+        if policy is not None and policy.consistency is not None:
+            return policy.consistency
+        return self.consistency if self.consistency_explicit else None
 
 
 def _covers(globs: Iterable[str], hypervisor: str, machine: str) -> bool:
@@ -139,92 +169,18 @@ def parse_config(text: str, file: Path) -> Config:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise _syntax_error(str(error), text, file) from None
+        raise syntax_error(str(error), text, file) from None
     lines = key_lines(text)
     try:
         written = ConfigFile.model_validate(data)
     except ValidationError as error:
-        raise _mistakes(file, lines, [_describe(detail) for detail in error.errors()]) from None
-    if dangling := list(_dangling(written)):
-        raise _mistakes(file, lines, dangling)
+        raise mistakes(file, lines, [describe(detail) for detail in error.errors()]) from None
+    if wrong := [*_dangling(written), *_shared_keys(written, file.parent)]:
+        raise mistakes(file, lines, wrong)
     return _resolve(written, file)
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------
-
-Mistake = tuple[Sequence[str | int], str]
-
-
-def _mistakes(file: Path, lines: dict[tuple[str, ...], int], mistakes: Sequence[Mistake]) -> ConfigError:
-    placed = sorted((line_of(lines, where), what) for where, what in mistakes)
-    return ConfigError("\n".join(f"{file}:{line}: {what}" for line, what in placed))
-
-
-def _syntax_error(message: str, text: str, file: Path) -> ConfigError:
-    place = re.search(r" \(at line (\d+), column \d+\)$| \(at end of document\)$", message)
-    line = int(place[1]) if place and place[1] else max(1, len(text.splitlines()))
-    return ConfigError(f"{file}:{line}: not valid TOML: {message[: place.start()] if place else message}")
-
-
-def _fields_at(path: Sequence[str | int]) -> list[str]:
-    """Keys that the file's shape allows in the table at `path`."""
-    section: type[BaseModel] = ConfigFile
-    for part in path:
-        field = section.model_fields.get(str(part))
-        if field is None:
-            continue  # the name of a vault, policy …: its fields are those of the table around it
-        kinds = (field.annotation, *get_args(field.annotation))
-        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), section)
-    return list(section.model_fields)
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _table(path: Sequence[str | int]) -> str:
-    return f"[{'.'.join(str(part) for part in path)}]" if path else "the file"
-
-
-def _describe(detail: ErrorDetails) -> Mistake:
-    """One of pydantic's findings in words for people."""
-    where = [part for part in detail["loc"] if part != "[key]"]
-    key = str(where[-1]) if where else ""
-    value = detail["input"]
-    match detail["type"]:
-        case "extra_forbidden":
-            what = f"unknown {'section' if len(where) == 1 and isinstance(value, dict) else 'key'} {key!r}"
-            what += f" in {_table(where[:-1])}" if len(where) > 1 else ""
-            what += _suggest(key, _fields_at(where[:-1]))
-        case "missing":
-            what = f"{_table(where[:-1])} needs {key}"
-        case "model_type" | "dict_type":
-            what = f"{key} must be a table, not {value!r}"
-        case "string_type":
-            what = f"{key} must be text in quotes, not {value!r}"
-        case "int_type":
-            what = f"{key} must be a whole number, not {value!r}"
-        case "bool_type":
-            what = f"{key} must be true or false, not {value!r}"
-        case "list_type":
-            what = f'{key} must be a list like ["web-*"], not {value!r}'
-        case "enum":
-            what = f"{key} must be {detail['ctx']['expected']}, not {value!r}"
-            what += _suggest(str(value), [consistency.value for consistency in Consistency])
-        case "string_pattern_mismatch" if where[:2] == ["backup", "block_sizes"]:
-            what = f'{value!r} does not name disks: write "machine/target", like "web-*/vdb"'
-        case "string_pattern_mismatch":
-            what = f"{value!r} cannot be a name: letters, digits, dot, dash and underscore, at most 64"
-        case "value_error":
-            what = f"{_name_of(where)}{detail['ctx']['error']}"
-        case _:
-            what = f"{key}: {detail['msg'][:1].lower()}{detail['msg'][1:]}, not {value!r}"
-    return where, what
-
-
-def _name_of(where: Sequence[str | int]) -> str:
-    return f"{where[-1]}: " if where else ""
+# --- references between sections -----------------------------------------------------------------------------------
 
 
 def _dangling(written: ConfigFile) -> Iterable[Mistake]:
@@ -237,7 +193,15 @@ def _dangling(written: ConfigFile) -> Iterable[Mistake]:
         uses.append((["protect", name, "policy"], protect.policy, written.policies, "policy"))
     for where, used, known, noun in uses:
         if used is not None and used not in known:
-            yield where, f"no {noun} is named {used!r}{_suggest(used, known)}"
+            yield where, f"no {noun} is named {used!r}{suggest(used, known)}"
+
+
+def _shared_keys(written: ConfigFile, base: Path) -> Iterable[Mistake]:
+    """A vault's key as signing key: every worker that can open the vault could then sign what guests run as root."""
+    signing = _signing_key(written, base)
+    for name, vault in written.vaults.items():
+        if vault.key_file is not None and _path(vault.key_file, base) == signing:
+            yield ["extension", "signing_key"], f"signing_key is the key of vault {name}: it needs a file of its own"
 
 
 # --- resolution ------------------------------------------------------------------------------------------------
@@ -273,8 +237,46 @@ def _catalog_url(written: str | None, base: Path, state: Path) -> str:
     return written
 
 
-def _resolve(written: ConfigFile, file: Path) -> Config:
-    base = file.parent
+def _signing_key(written: ConfigFile, base: Path) -> Path:
+    return _path(written.extension.signing_key, base) or base / "extension.key"
+
+
+def public_key_file(signing_key: Path) -> Path:
+    """The public half lies beside the private one: whoever only verifies need not be able to read that."""
+    return signing_key.with_name(f"{signing_key.name}.pub")
+
+
+def _extension(written: ConfigFile, base: Path, state: Path) -> ExtensionSettings:
+    section = written.extension
+    signing_key = _signing_key(written, base)
+    return ExtensionSettings(
+        install=section.install,
+        signing_key=signing_key,
+        public_key=section.public_key or _made_public_key(public_key_file(signing_key)),
+        packages=state / "extensions",
+        apps=[path for app in section.apps if (path := _path(app, base))],
+        options=section.options,
+    )
+
+
+def _made_public_key(path: Path) -> str | None:
+    try:
+        digits = path.read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the public key {path} cannot be read: {error}", hint=f"chmod 644 {path}") from None
+    if not re.fullmatch(r"[0-9a-f]{64}", digits):
+        raise ConfigError(f"{path} is no public key", hint=f"rm {path}; stillframe extension build")
+    return digits
+
+
+def _guest(machines: str, section: GuestSection, base: Path) -> GuestAccess:
+    fields = section.model_dump() | {"machines": machines, "key_file": _path(section.key_file, base)}
+    return GuestAccess.model_validate(fields)
+
+
+def _worker(written: ConfigFile, base: Path, extension: ExtensionSettings) -> WorkerConfig:
     state, scratch, runtime, cache = _default_paths(written.paths, base)
     backup = written.backup
     tuning = {
@@ -282,7 +284,10 @@ def _resolve(written: ConfigFile, file: Path) -> Config:
         "transfer_threads": backup.threads,
         "scratch_floor": backup.scratch_floor,
     }
-    worker = WorkerConfig(
+    trusted = ExtensionConfig(
+        packages=extension.packages, public_key=extension.public_key, host_keys=state / "guest_host_keys"
+    )
+    return WorkerConfig(
         vaults={
             name: VaultConfig(
                 url=f"file://{_path(vault.url.removeprefix('file://'), base)}",
@@ -295,21 +300,30 @@ def _resolve(written: ConfigFile, file: Path) -> Config:
             name: HypervisorConfig(uri=one.uri, max_jobs=one.max_jobs, scratch_dir=_path(one.scratch_dir, base))
             for name, one in written.hypervisors.items()
         },
+        extension=trusted if extension.install else None,
+        guests=[_guest(machines, section, base) for machines, section in written.guests.items()],
         scratch_dir=scratch,
         runtime_dir=runtime,
         cache_dir=cache,
         **{key: value for key, value in tuning.items() if value is not None},
     )
+
+
+def _resolve(written: ConfigFile, file: Path) -> Config:
+    base = file.parent
+    state, *_ = _default_paths(written.paths, base)
+    extension = _extension(written, base, state)
     return Config(
         path=file,
         catalog_url=_catalog_url(written.catalog.url, base, state),
         broker_url=written.broker.url,
-        worker=worker,
+        worker=_worker(written, base, extension),
         state_dir=state,
-        vault=backup.vault,
-        consistency=backup.consistency or Consistency.FILESYSTEM,
-        consistency_explicit=backup.consistency is not None,
-        block_sizes=backup.block_sizes,
+        vault=written.backup.vault,
+        consistency=written.backup.consistency or Consistency.FILESYSTEM,
+        consistency_explicit=written.backup.consistency is not None,
+        block_sizes=written.backup.block_sizes,
         policies=written.policies,
         protect=written.protect,
+        extension=extension,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, model_validator
@@ -90,10 +90,37 @@ def _timezone(name: str) -> str:
     return name
 
 
+def _public_key(digits: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", digits):
+        raise ValueError("a public key has 64 hex digits, as `stillframe extension list` shows it")
+    return digits
+
+
+def _host_key(line: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9@.-]+ [A-Za-z0-9+/]{16,}={0,3}( .*)?", line):
+        raise ValueError('a host key is written like "ssh-ed25519 AAAA…", as `ssh-keyscan HOST` prints it')
+    return line
+
+
+def _application(name: str) -> str:
+    if re.match(r"\d\d-", name):
+        raise ValueError(f'"{name}" is a folder; an option is for the application: did you mean {name[3:]}?')
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name):
+        raise ValueError(f'"{name}" is no application: write its folder\'s name without the number, like postgresql')
+    return name
+
+
+def _word(word: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}", word):
+        raise ValueError(f'"{word}" is not one word of letters, digits, dot, colon, dash and underscore')
+    return word
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Size = Annotated[int, BeforeValidator(parse_size)]
 BlockSize = Annotated[Size, AfterValidator(_block_size)]
 Path_ = Annotated[str, Field(min_length=1)]
+Options = dict[Annotated[str, AfterValidator(_application)], Annotated[str, AfterValidator(_word)]]
 
 
 class CatalogSection(Value):
@@ -147,9 +174,12 @@ class Policy(Value):
     schedule: Annotated[str, AfterValidator(_schedule)] | None = None
     cron: Annotated[str, AfterValidator(_cron)] | None = None
     timezone: Annotated[str, AfterValidator(_timezone)] | None = None
-    consistency: Consistency = Consistency.APPLICATION
+    consistency: Consistency | None = None
+    """None: what `[backup]` says."""
     require: StrictBool = False
     """Fail rather than fall back below `consistency`."""
+    options: Options = {}
+    """Application → word for its script in the guest; added to those of `[extension]`."""
     retention: Retention | None = None
 
     @model_validator(mode="after")
@@ -177,6 +207,35 @@ class BackupSection(Value):
     scratch_floor: Size | None = None
 
 
+class ExtensionSection(Value):
+    """What is put into guests, and whose signature a guest's packages must have."""
+
+    install: StrictBool = True
+    signing_key: Path_ | None = None
+    public_key: Annotated[str, AfterValidator(_public_key)] | None = None
+    apps: list[Path_] = []
+    options: Options = {}
+
+
+class GuestSection(Value):
+    """How to get into some guests; see `workers.config.GuestAccess`."""
+
+    channel: Literal["auto", "agent", "ssh"] = "auto"
+    address: Annotated[str, Field(pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:%_-]*$")] | None = None
+    port: Annotated[StrictInt, Field(ge=1, le=65535)] = 22
+    user: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")] = "root"
+    key_file: Path_ | None = None
+    host_key: Annotated[str, AfterValidator(_host_key)] | None = None
+    extension: StrictBool = True
+
+    @model_validator(mode="after")
+    def _ssh_only(self) -> GuestSection:
+        unused = sorted(self.model_fields_set & {"address", "port", "user", "key_file", "host_key"})
+        if self.channel == "agent" and unused:
+            raise ValueError(f'channel = "agent" uses no {unused[0]}: that is for SSH; leave one of the two out')
+        return self
+
+
 class PathsSection(Value):
     state: Path_ | None = None
     scratch: Path_ | None = None
@@ -194,4 +253,7 @@ class ConfigFile(Value):
     policies: dict[Name, Policy] = {}
     protect: dict[Name, Protect] = {}
     backup: BackupSection = BackupSection()
+    extension: ExtensionSection = ExtensionSection()
+    guests: dict[Annotated[str, Field(min_length=1, max_length=255)], GuestSection] = {}
+    """By glob on the machine's name, or on `hypervisor/name`; the first that fits counts."""
     paths: PathsSection = PathsSection()

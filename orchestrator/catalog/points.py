@@ -108,9 +108,10 @@ def see_machine(session: Session, machine: MachineRef, seen: datetime | None = N
 
 def put_extension(session: Session, machine_uuid: str, state: ExtensionState) -> None:
     """What a job has found; of a machine that was never seen nothing is kept."""
-    session.connection().execute(
-        update(MachineRow).where(col(MachineRow.uuid) == machine_uuid).values(extension=state.model_dump_json())
-    )
+    row = session.get(MachineRow, machine_uuid)
+    if row is not None:
+        row.extension = state.model_dump_json()
+        session.flush()
 
 
 def extensions(session: Session) -> dict[str, ExtensionState]:

@@ -3,6 +3,8 @@
 # guest: every ext4 disk under /data, the real guest agent, nothing else. With `root=` it loads the drivers (Debian's
 # cloud kernel has virtio as modules) and hands over to the system on that disk.
 export PATH=/bin:/sbin:/usr/sbin:/usr/bin HOME=/ LC_ALL=C
+# The kernel makes the initramfs's root writable for all, as /tmp is.
+/bin/busybox chmod 0755 /
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run /var/run /data /new-root
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys

@@ -28,12 +28,15 @@ from orchestrator.catalog.jobs import (
 )
 from orchestrator.catalog.points import (
     document,
+    extensions,
     mark_damaged,
     newest_base,
     points_of,
+    put_extension,
     put_point,
     remove_point,
     see_machine,
+    seen_machines,
 )
 from orchestrator.catalog.schema import HEAD
 from orchestrator.catalog.store import Catalog
@@ -43,6 +46,7 @@ from tests.controller.scripted import add_backup
 from tests.jobs.test_backup import run_backup
 from tests.jobs.world import MACHINE, World
 from workers.contract.errors import Busy, ConfigError, NotFound, StillframeError, UsageError
+from workers.contract.guests import ExtensionState, ExtensionUse, GuestOs
 from workers.contract.points import Point
 
 
@@ -254,8 +258,43 @@ def test_moments_come_back_in_utc(catalog: Catalog) -> None:
     with catalog.write() as session:
         see_machine(session, MACHINE, datetime(2026, 11, 22, 3, tzinfo=berlin))
     with catalog.read() as session:
-        from orchestrator.catalog.points import seen_machines
-
         [row] = seen_machines(session)
     assert row.seen == datetime(2026, 11, 22, 2, tzinfo=UTC)
     assert row.seen.utcoffset() == timedelta(0)
+
+
+# --- machines ------------------------------------------------------------------------------------------------------
+
+ENABLED = ExtensionState(use=ExtensionUse.ENABLED, version="0.1.0+1a2b3c4d", channel="guest agent", os=GuestOs.LINUX)
+
+
+def test_what_is_known_of_an_extension_outlives_the_next_look_at_the_machine(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        see_machine(session, MACHINE)
+        assert extensions(session) == {}
+        put_extension(session, MACHINE.uuid, ENABLED)
+        see_machine(session, MACHINE.model_copy(update={"name": "renamed"}))
+    with catalog.write() as session:
+        see_machine(session, MACHINE)
+    with catalog.read() as session:
+        assert extensions(session) == {MACHINE.uuid: ENABLED}
+
+
+def test_of_a_machine_that_was_never_seen_nothing_is_kept(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        put_extension(session, MACHINE.uuid, ENABLED)
+        assert extensions(session) == {}
+        see_machine(session, MACHINE)
+        assert extensions(session) == {}
+
+
+def test_a_catalog_of_the_first_schema_keeps_its_machines(url: str) -> None:
+    with Catalog.open(url) as catalog, catalog.write() as session:
+        see_machine(session, MACHINE)
+        session.connection().execute(text("ALTER TABLE machine DROP COLUMN extension"))
+        session.connection().execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    with Catalog.open(url) as catalog, catalog.write() as session:
+        assert [row.name for row in seen_machines(session)] == [MACHINE.name]
+        put_extension(session, MACHINE.uuid, ENABLED)
+    with Catalog.open(url) as catalog, catalog.read() as session:
+        assert extensions(session) == {MACHINE.uuid: ENABLED}

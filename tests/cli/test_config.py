@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import Config, find_config, load_config, parse_config
+from workers.config import ExtensionConfig, GuestAccess
 from workers.contract.errors import ConfigError, NotFound, UsageError
 from workers.contract.points import Consistency
 
@@ -136,6 +137,28 @@ MISTAKES = [
     ("[policies.gold]\nrequire = 1\n", 2, "require must be true or false"),
     ('[protect.web]\nmachines = "web"\npolicy = "gold"\n[policies.gold]\n', 2, "machines must be a list"),
     ('[protect.web]\nmachines = ["web"]\npolicy = "gld"\n[policies.gold]\n', 3, "did you mean gold"),
+    ("[extension]\ninstal = false\n", 2, "unknown key 'instal' in [extension]; did you mean install"),
+    ('[extension]\ninstall = "no"\n', 2, "install must be true or false"),
+    ('[extension]\npublic_key = "abc"\n', 2, "a public key has 64 hex digits"),
+    ('[extension]\napps = "./apps/50-ours"\n', 2, "apps must be a list"),
+    ('[extension]\noptions = { "50-postgresql" = "backup" }\n', 2, "did you mean postgresql?"),
+    ('[extension.options]\n\npostgresql = "two words"\n', 3, "is not one word"),
+    ('[extension]\noptions = { postgresql = "-x" }\n', 2, "is not one word"),
+    (MAIN + '[extension]\nsigning_key = "./k"\n', 5, "signing_key is the key of vault main"),
+    ('[policies.gold]\noptions = { "my app" = "x" }\n', 2, '"my app" is no application'),
+    ('[guest."web-*"]\nport = 22\n', 1, "unknown section 'guest'; did you mean guests"),
+    ('[guests."web-*"]\nadress = "10.0.0.1"\n', 2, "unknown key 'adress' in [guests.web-*]; did you mean address"),
+    (
+        '[guests."web-*"]\nchannel = "sssh"\n',
+        2,
+        "channel must be 'auto', 'agent' or 'ssh', not 'sssh'; did you mean ssh",
+    ),
+    ('[guests.a]\nchannel = "agent"\n[guests.b]\nchannel = "agent"\nuser = "eve"\n', 3, "that is for SSH"),
+    ("[guests.a]\nport = 0\n", 2, "greater than or equal to 1, not 0"),
+    ('[guests.a]\nport = "22"\n', 2, "port must be a whole number"),
+    ('[guests.a]\nuser = "root; reboot"\n', 2, "'root; reboot' cannot be the user of a guest"),
+    ('[guests.a]\naddress = "-oProxyCommand=x"\n', 2, "cannot be the address of a guest"),
+    ('[guests.a]\nhost_key = "AAAA"\n', 2, 'written like "ssh-ed25519 AAAA…"'),
     ("\n\na = \n", 3, "not valid TOML"),
     ("[a]\n[a]\n", 2, "not valid TOML"),
     ('[backup]\nvault = "open\n', 2, "not valid TOML"),
@@ -168,3 +191,113 @@ def test_a_named_file_that_is_missing_is_not_replaced_by_another(tmp_path: Path)
     with pytest.raises(ConfigError, match="no such configuration file") as caught:
         find_config(tmp_path / "none.toml")
     assert "init --config" in caught.value.hint
+
+
+# --- extensions and guests -------------------------------------------------------------------------------------
+
+GUESTS = """
+[extension]
+signing_key = "keys/ext.key"
+apps = ["./apps/50-ours", "/srv/apps/60-theirs"]
+options = { postgresql = "backup", vss = "primary" }
+[guests."lab1/web-1"]
+extension = false
+[guests."web-*"]
+channel = "ssh"
+address = "fe80::1%eth0"
+port = 2222
+user = "backup"
+key_file = "web.key"
+host_key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIK"
+[paths]
+state = "/s"
+"""
+
+
+def test_how_to_get_into_guests_in_the_order_of_the_file() -> None:
+    worker = parsed(GUESTS).worker
+    assert worker.guests == [
+        GuestAccess(machines="lab1/web-1", extension=False),
+        GuestAccess(
+            machines="web-*",
+            channel="ssh",
+            address="fe80::1%eth0",
+            port=2222,
+            user="backup",
+            key_file=Path("/srv/lab/web.key"),
+            host_key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIK",
+        ),
+    ]
+
+
+def test_what_is_put_into_guests() -> None:
+    config = parsed(GUESTS)
+    assert config.extension.signing_key == Path("/srv/lab/keys/ext.key")
+    assert config.extension.apps == [Path("/srv/lab/apps/50-ours"), Path("/srv/apps/60-theirs")]
+    assert config.extension.options == {"postgresql": "backup", "vss": "primary"}
+    assert config.worker.extension == ExtensionConfig(
+        packages=Path("/s/extensions"), public_key=None, host_keys=Path("/s/guest_host_keys")
+    )
+
+
+def test_without_a_section_the_extension_is_installed_and_its_key_lies_beside_the_file() -> None:
+    config = parsed("")
+    assert config.extension.signing_key == Path("/srv/lab/extension.key")
+    assert config.worker.extension is not None
+    assert config.worker.guests == []
+    assert parsed("[extension]\ninstall = false\n").worker.extension is None
+
+
+def test_the_public_key_is_the_written_one_else_the_one_that_was_made(tmp_path: Path) -> None:
+    file = tmp_path / "stillframe.toml"
+
+    def trusted(text: str) -> str | None:
+        worker = parse_config(text, file).worker
+        assert worker.extension is not None
+        return worker.extension.public_key
+
+    assert trusted("") is None
+    (tmp_path / "extension.key.pub").write_text("ab" * 32 + "\n")
+    assert trusted("") == "ab" * 32
+    assert trusted(f'[extension]\npublic_key = "{"cd" * 32}"\n') == "cd" * 32
+    (tmp_path / "extension.key.pub").write_text("ab\n")
+    with pytest.raises(ConfigError, match="is no public key") as caught:
+        trusted("")
+    assert "stillframe extension build" in caught.value.hint
+
+
+POLICIES = """
+[backup]
+consistency = "crash"
+[policies.gold]
+consistency = "application"
+require = true
+options = { postgresql = "backup" }
+[policies.plain]
+[protect.web]
+machines = ["web-*"]
+exclude = ["web-9"]
+policy = "gold"
+[protect.all]
+machines = ["lab1/*"]
+policy = "plain"
+"""
+
+
+def test_the_policy_of_a_machine_is_that_of_the_first_section_which_covers_it() -> None:
+    config = parsed(POLICIES)
+    gold = config.policy_for("lab1", "web-1")
+    assert gold is not None
+    assert (gold.require, gold.options) == (True, {"postgresql": "backup"})
+    assert config.policy_for("lab1", "web-9") == config.policies["plain"]
+    assert config.policy_for("lab2", "web-9") is None
+    assert config.protections("lab1", "web-1") == ["web", "all"]
+
+
+def test_a_goal_counts_as_asked_for_only_where_it_is_written() -> None:
+    config = parsed(POLICIES)
+    assert config.asked_consistency("lab1", "web-1") is Consistency.APPLICATION
+    assert config.asked_consistency("lab1", "web-9") is Consistency.CRASH
+    plain = parsed(POLICIES.replace('[backup]\nconsistency = "crash"\n', ""))
+    assert plain.asked_consistency("lab1", "web-1") is Consistency.APPLICATION
+    assert plain.asked_consistency("lab1", "web-9") is None

@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import libvirt
 import pytest
 
+from orchestrator.demo.tiny_guest import TinyImage
 from tests.faults.paused import Paused, paused_machine
 from tests.faults.place import Nursery, Place, memory_folder
 from tests.guests.machines import GuestFactory
@@ -46,6 +48,18 @@ def new_place(memory: Path, nursery: Nursery) -> NewPlace:
 @pytest.fixture
 def place(new_place: NewPlace) -> Place:
     return new_place()
+
+
+@pytest.fixture(scope="module")
+def quiet_factory(
+    libvirt_host: libvirt.virConnect, tiny_guest_image: TinyImage, memory: Path
+) -> Iterator[GuestFactory]:
+    """Makes guests that serve all tests of a module."""
+    factory = GuestFactory(libvirt_host, tiny_guest_image, memory)
+    try:
+        yield factory
+    finally:
+        factory.close()
 
 
 @pytest.fixture

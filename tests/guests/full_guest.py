@@ -97,10 +97,16 @@ def _sources(codename: str) -> list[str]:
 
 
 def define_full(
-    connection: libvirt.virConnect, name: str, image: TinyImage, disks: list[TinyDisk], folder: Path
+    connection: libvirt.virConnect,
+    name: str,
+    image: TinyImage,
+    disks: list[TinyDisk],
+    folder: Path,
+    *,
+    ssh_port: int | None = None,
 ) -> libvirt.virDomain:
     """Define a full guest that boots `image` with the system on the first of `disks`; its console's text goes to
-    `folder/<name>.log`."""
+    `folder/<name>.log`. With `ssh_port` it has a network card, and its sshd answers on that port of 127.0.0.1."""
     xml = tiny_xml(
         name,
         image,
@@ -111,15 +117,31 @@ def define_full(
     )
     # Without a source of randomness sshd and systemd wait for the kernel's.
     seed = "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"
-    return connection.defineXML(xml.replace("</devices>", f"{seed}</devices>"))
+    xml = xml.replace("</devices>", f"{seed}</devices>")
+    if ssh_port is not None:
+        # libvirt's own user networking forwards no ports. It gives out slots from the bottom.
+        words = ["-netdev", f"user,id=ssh,restrict=on,hostfwd=tcp:127.0.0.1:{ssh_port}-:22"]
+        words += ["-device", "virtio-net-pci,netdev=ssh,addr=0x1e"]
+        arguments = "".join(f"<qemu:arg value='{word}'/>" for word in words)
+        xml = xml.replace("</domain>", f"<qemu:commandline>{arguments}</qemu:commandline></domain>")
+        xml = xml.replace("<domain ", "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' ", 1)
+    return connection.defineXML(xml)
 
 
-def make_full_guest(connection: libvirt.virConnect, image: TinyImage, cache: Path, folder: Path) -> Guest:
+def make_full_guest(
+    connection: libvirt.virConnect,
+    image: TinyImage,
+    cache: Path,
+    folder: Path,
+    *,
+    label: str = "full",
+    ssh_port: int | None = None,
+) -> Guest:
     """A full guest in a folder of its own under `folder`, shut off: a copy of the system on vda, an empty ext4 vdb."""
-    name = f"{MACHINE_PREFIX}{os.getpid()}-full-1"
+    name = f"{MACHINE_PREFIX}{os.getpid()}-{label}-1"
     home = folder / name
     home.mkdir(mode=0o755)
     disks = [TinyDisk("vda", home / "vda.qcow2"), TinyDisk("vdb", home / "vdb.qcow2")]
     shutil.copyfile(build_full_image(cache), disks[0].path)
     make_ext4_disk(disks[1].path, 128 * MIB)
-    return Guest(define_full(connection, name, image, disks, home), disks, image, home)
+    return Guest(define_full(connection, name, image, disks, home, ssh_port=ssh_port), disks, image, home)

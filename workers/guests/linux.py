@@ -36,8 +36,8 @@ for root in /opt/stillframe /run/stillframe-ext; do
     [ -f "$root/$version/ext" ] && exec /bin/sh "$root/$version/ext" "$@"
 done
 exit 127"""
-_STAGE = """umask 077
-mkdir -p -m 0755 "$1" && mkdir -m 0700 "$2" && cd "$2" && shift 2 && { [ $# -eq 0 ] || mkdir -p -- "$@"; }"""
+_STAGE = """umask 022
+mkdir -p "$1" && umask 077 && mkdir "$2" && cd "$2" && shift 2 && { [ $# -eq 0 ] || mkdir -p -- "$@"; }"""
 _CHECK = """cd "$1" && sha256sum -c - >/dev/null && shift || exit 1
 while [ $# -gt 1 ]; do chmod "$1" "$2" || exit 1; shift 2; done"""
 

@@ -6,26 +6,21 @@ without an SFTP part, and there is one path of time limits and errors to trust.
 A freeze holds one session open whose program (`extensions/linux/freezer`) was started before anything was frozen: on a
 frozen root a server may not manage to start another one. The program thaws by itself when the session ends, so a host
 that dies, or a wire that is cut, is a thaw.
-
-paramiko waits without limit in some places (a request's reply, a full window). So every session has a timer that
-closes it at the deadline: all waiting calls return then.
 """
 
 from __future__ import annotations
 
-import io
 import shlex
-import socket
 import threading
-import time
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from workers.contract.errors import GuestError, GuestTimeout, HostKeyRefused
+from workers.contract.errors import GuestError
 from workers.contract.guests import GuestInfo, GuestOs, Ran
-from workers.guests.host_keys import HostKey, HostKeyPolicy
+from workers.guests.host_keys import HostKeyPolicy
+from workers.guests.ssh_link import Freezer, Session, connect
 
 CONNECT_SECONDS = 30.0
 FREEZE_SECONDS = 30.0
@@ -34,9 +29,6 @@ ASK_SECONDS = 20.0
 SLOWEST = 100_000
 """Bytes per second below which a file counts as stuck: sshd under emulation without AES instructions is slow."""
 STREAM_LIMIT = 16 << 20
-_DEAD_WIRE_MS = 30_000
-_KEEPALIVE_SECONDS = 15
-_PIECE = 64 << 10
 
 # What `info` asks: one line of answer each.
 _ASK_INFO = """
@@ -71,7 +63,7 @@ class SshChannel:
         self._connect_seconds = connect_seconds
         self._lock = threading.Lock()
         self._link: Any = None
-        self._freezer: _Freezer | None = None
+        self._freezer: Freezer | None = None
 
     def __str__(self) -> str:
         where = f"{self._user}@{self._address}"
@@ -130,7 +122,8 @@ class SshChannel:
         if self._freezer is not None and self._freezer.alive():
             raise GuestError("the file systems are frozen already, by this channel")
         wanted = "".join(f"mount {_as_in_mountinfo(point)}\n" for point in mounts)
-        self._freezer = _Freezer(self._connected(), self._as_root(_freezer_argv()))
+        self._end_freezer()
+        self._freezer = self._start_freezer()
         try:
             return self._freezer.ask(f"{wanted}freeze\n", "frozen", FREEZE_SECONDS)
         except BaseException:
@@ -161,11 +154,16 @@ class SshChannel:
         self._disconnect()
 
     def _ask_freezer(self, command: str, answer: str, timeout: float) -> int:
-        freezer = _Freezer(self._connected(), self._as_root(_freezer_argv()))
+        freezer = self._start_freezer()
         try:
             return freezer.ask(command, answer, timeout)
         finally:
             freezer.close()
+
+    def _start_freezer(self) -> Freezer:
+        text = files("extensions").joinpath("linux/freezer").read_text()
+        command = "exec " + self._as_root(["/bin/sh", "-c", text, "stillframe-freezer"])
+        return Freezer(self._connected(), command, ASK_SECONDS)
 
     def _end_freezer(self) -> None:
         if self._freezer is not None:
@@ -178,9 +176,10 @@ class SshChannel:
         return shlex.join(argv if self._user == "root" else ["sudo", "-n", "--", *argv])
 
     def _run(self, argv: Sequence[str], stdin: bytes, timeout: float, limit: int) -> Ran:
-        # The shell reports a signal as 128 + n, which paramiko does not; `exit` keeps it from giving its place away.
-        command = self._as_root(argv) + "; exit $?"
-        with _Session(self._connected(), command, timeout) as session:
+        # `exec` runs programs only, never what the shell itself has under that name; and the shell that stays behind
+        # reports a signal as 128 + n, which paramiko does not. What that shell says about it is thrown away.
+        command = f"exec 3>&2 2>/dev/null; (exec 2>&3 3>&-; exec {self._as_root(argv)}); exit $?"
+        with Session(self._connected(), command, timeout) as session:
             return session.finish(stdin, limit)
 
     def _connected(self) -> Any:
@@ -189,7 +188,9 @@ class SshChannel:
                 if self._link is not None:
                     self._link.close()
                 self._link = None
-                self._link = self._connect()
+                self._link = connect(
+                    self._address, self._port, self._user, self._key, self._host_key, self._connect_seconds
+                )
             return self._link
 
     def _disconnect(self) -> None:
@@ -198,7 +199,12 @@ class SshChannel:
                 self._link.close()
                 self._link = None
 
-    def _connect(self) -> Any:
-        expected = self._host_key.expected()
-        key = _load_key(self._key)
-        return _connect((self._address, self._port), self._user, key, self._host_key, expected, self._connect_seconds)
+
+def _as_in_mountinfo(point: str) -> str:
+    """A mount point as the kernel writes it into /proc/self/mountinfo: one word on one line."""
+    return "".join(f"\\{ord(char):03o}" if char in " \t\n\\" else char for char in point)
+
+
+def _said(ran: Ran) -> str:
+    words = ran.err.decode(errors="replace").strip().splitlines()
+    return words[-1] if words else f"exit code {ran.code}"

@@ -1,0 +1,204 @@
+"""A guest that is no machine: a real sshd of this host in namespaces of its own, with file systems that may be frozen.
+
+Its root is an overlay upon this host's, so that users, shells and keys can be changed, and so that the only
+block-device file systems that it sees are its own loop devices: freezing "all" cannot stop this host. Two ext4 are at
+/data/vda and /data/vdb, as in the small guests. It ends with the process that made it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workers.guests.host_keys import HostKey
+
+# $1: the folder, $2: the shell, $3: the port.
+SETUP = r"""
+set -e
+mkdir "$1/over" "$1/root"
+mount -t tmpfs over "$1/over"
+mkdir "$1/over/upper" "$1/over/work"
+mount -t overlay over -o "lowerdir=/,upperdir=$1/over/upper,workdir=$1/over/work" "$1/root"
+cd "$1/root"
+mount -t proc proc proc
+mount --rbind /dev dev
+mount -t tmpfs run run
+mount -t tmpfs tmp tmp
+mkdir -p run/sshd etc/test-sshd data/vda data/vdb home
+cp "$1"/host_key* "$1/authorized_keys" etc/test-sshd
+chmod 600 etc/test-sshd/host_key
+ln -sf "$2" usr/bin/sh
+sed -i 's|^\(root:.*:\)[^:]*$|\1/bin/sh|' etc/passwd
+for user in operator:7001 stranger:7002; do
+    echo "${user%:*}:x:${user#*:}:${user#*:}::/:/bin/sh" >> etc/passwd
+    echo "${user%:*}:*:19000:0:99999:7:::" >> etc/shadow
+done
+echo 'operator ALL=(root) NOPASSWD: ALL' > etc/sudoers.d/test
+chmod 440 etc/sudoers.d/test
+for disk in vda vdb; do mount -o loop "$1/$disk" "data/$disk"; done
+cat > etc/test-sshd/config <<END
+Port $3
+ListenAddress 127.0.0.1
+HostKey /etc/test-sshd/host_key
+AuthorizedKeysFile /etc/test-sshd/authorized_keys
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PidFile none
+StrictModes no
+UsePAM no
+UseDNS no
+LogLevel VERBOSE
+END
+exec chroot . /usr/sbin/sshd -D -e -f /etc/test-sshd/config
+"""
+
+
+def make_key(path: Path, kind: str = "ed25519") -> Path:
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path)], check=True)
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as link:
+        link.bind(("127.0.0.1", 0))
+        return int(link.getsockname()[1])
+
+
+@dataclass
+class SshGuest:
+    """`shell`: what /bin/sh and root's shell are, `dash`, `bash` or `busybox`."""
+
+    folder: Path
+    shell: str = "dash"
+    host_kind: str = "ed25519"
+    port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        self.key = make_key(self.folder / "key")
+        shutil.copy(self.key.with_suffix(".pub"), self.folder / "authorized_keys")
+        host_key = make_key(self.folder / "host_key", self.host_kind)
+        self.host_key = HostKey.parse(host_key.with_suffix(".pub").read_text())
+        for disk in ("vda", "vdb"):
+            with (self.folder / disk).open("wb") as file:
+                file.truncate(16 << 20)
+            subprocess.run(["mkfs.ext4", "-q", str(self.folder / disk)], check=True)
+        # The process of `unshare` ends with this one, and the namespace's first process, and so all, with `unshare`.
+        argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "-m", "-p", "-f", "--kill-child", "--propagation"]
+        argv += ["private", "/bin/sh", "-c", SETUP, "sh", str(self.folder), self.shell, str(self.port)]
+        with (self.folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        try:
+            self._wait_until_up()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_until_up(self) -> None:
+        deadline = time.monotonic() + 60
+        while "Server listening" not in self.log():
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.02)
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """Of the sshd that listens."""
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
+
+    def path(self, inside: str) -> Path:
+        return Path(f"/proc/{self.pid}/root{inside}")
+
+    def popen(self, script: str) -> subprocess.Popen[str]:
+        """A script inside, not over SSH."""
+        argv = ["nsenter", "-t", str(self.pid), "-m", "-p", "-r", "-w", "/bin/sh", "-c", script]
+        return subprocess.Popen(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def out(self, script: str) -> str:
+        with self.popen(script) as process:
+            out, _ = process.communicate(timeout=60)
+            assert process.returncode == 0, out
+            return out
+
+    def sessions(self) -> list[int]:
+        """Process ids, as seen from outside, of the sshd processes that serve connections."""
+        listener = self.pid
+        children = Path(f"/proc/{listener}/task/{listener}/children").read_text().split()
+        return [int(pid) for pid in children if "sshd" in Path(f"/proc/{pid}/comm").read_text()]
+
+    def stop(self) -> None:
+        """A file system that stays frozen would hold its loop device, and every `sync` of this host, for ever."""
+        if self.process.poll() is None:
+            points = [line.split()[4] for line in Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()]
+            for point in points:
+                if point.startswith("/data"):
+                    self.popen(f"fsfreeze --unfreeze \"$(printf '%b' '{point}')\"").communicate(timeout=60)
+            self.process.kill()
+        self.process.wait(60)
+        deadline = time.monotonic() + 60
+        while str(self.folder) in subprocess.run(["losetup", "-l"], capture_output=True, text=True, check=True).stdout:
+            assert time.monotonic() < deadline, "a loop device is still held"
+            time.sleep(0.02)
+
+
+class Wire:
+    """A TCP relay to a local port that can be cut, and that can go silent without an end, as a dead host does."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._links: list[socket.socket] = []
+        self._open = threading.Event()
+        self._open.set()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._server.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """End all connections."""
+        self._open.set()
+        while self._links:
+            link = self._links.pop()
+            try:
+                link.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def hold(self) -> None:
+        """Deliver nothing from now on, until `cut`."""
+        self._open.clear()
+
+    def close(self) -> None:
+        self._server.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                return
+            self._links += [client, server]
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                self._open.wait()
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
+        finally:
+            source.close()
