@@ -35,8 +35,10 @@ class ExtensionSettings(Value):
     install: bool
     signing_key: Path
     """Where the private key is, or will be made."""
+    trusted_key: str | None = None
+    """`public_key` as written in the file, 64 hex digits."""
     public_key: str | None
-    """64 hex digits, as written, or of the key that was made; None: there is none yet."""
+    """That, else the one of the key that was made; None: there is none yet."""
     packages: Path
     apps: list[Path] = []
     """Folders `NN-name` of the user's own applications."""
@@ -252,6 +254,7 @@ def _extension(written: ConfigFile, base: Path, state: Path) -> ExtensionSetting
     return ExtensionSettings(
         install=section.install,
         signing_key=signing_key,
+        trusted_key=section.public_key,
         public_key=section.public_key or _made_public_key(public_key_file(signing_key)),
         packages=state / "extensions",
         apps=[path for app in section.apps if (path := _path(app, base))],

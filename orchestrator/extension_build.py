@@ -19,16 +19,14 @@ from pathlib import Path
 
 import extensions
 from orchestrator.config import ExtensionSettings
-from orchestrator.extension_content import Files, content, is_shipped, mode_of
-from orchestrator.extension_key import public_key, read_signing_key
+from orchestrator.extension_content import ENTRY, SYSTEMS, Files, content, is_shipped, mode_of
+from orchestrator.extension_key import ensure_signing_key, public_key, read_signing_key
 from workers.contract.errors import ConfigError, PackageRefused
 from workers.contract.guests import GuestOs
 from workers.contract.seams import Package
 from workers.guests.package import NAME, SCHEMA, VERBS, full_version, is_for, key_id, open_package, packages
 
-SYSTEMS = (GuestOs.LINUX, GuestOs.WINDOWS)
 _TIME_LIMITS = {"probe": 30, "install": 60, "enable": 30, "uninstall": 60, "status": 20, "quiesce": 180, "resume": 180}
-_ENTRY = {GuestOs.LINUX: "ext", GuestOs.WINDOWS: "ext.ps1"}
 
 
 def ensure_packages(settings: ExtensionSettings) -> list[Path]:
@@ -37,21 +35,45 @@ def ensure_packages(settings: ExtensionSettings) -> list[Path]:
     if not settings.install or not settings.signing_key.exists():
         return []
     private = read_signing_key(settings.signing_key)
+    if settings.public_key != public_key(private):
+        raise ConfigError(f"{settings.signing_key} is not the key that is trusted", hint="stillframe extension build")
     return [build(system, private, settings.packages, settings.apps) for system in SYSTEMS if is_shipped(system)]
+
+
+def make_packages(settings: ExtensionSettings, systems: Iterable[GuestOs] | None = None) -> list[Path]:
+    """The same for `systems` (all that this installation has), and the key too if there is none. Raises ConfigError."""
+    key, trusted = settings.signing_key, settings.trusted_key
+    if trusted is not None and not key.exists():
+        raise ConfigError(
+            f"public_key under [extension] is set, and there is no signing key {key}: packages are signed elsewhere",
+            hint=f"stillframe extension build on the controller, and copy its packages to {settings.packages}",
+        )
+    public = ensure_signing_key(key)
+    if trusted not in (None, public):
+        raise ConfigError(
+            f"public_key under [extension] is not the one of {key}",
+            hint=f'public_key = "{public}" there, or leave it out',
+        )
+    wanted = [system for system in SYSTEMS if is_shipped(system)] if systems is None else systems
+    private = read_signing_key(key)
+    return [build(system, private, settings.packages, settings.apps) for system in wanted]
 
 
 def current_name(system: GuestOs, apps: Iterable[Path] = ()) -> str:
     """Name of the package of the present content. Raises ConfigError."""
-    version = full_version(extensions.VERSION, _build_of(_content(system, apps)))
-    return f"{NAME}-{version}-{system.value}.zip"
+    return _name(system, _build_of(content(system, apps)))
+
+
+def _name(system: GuestOs, build: str) -> str:
+    return f"{NAME}-{full_version(extensions.VERSION, build)}-{system.value}.zip"
 
 
 def build(system: GuestOs, private: bytes, folder: Path, apps: Iterable[Path] = ()) -> Path:
     """The package of the present content for `system` in `folder`, made unless it is there. Older ones are removed:
     what lies there is what is put into guests. Raises ConfigError."""
-    files = _content(system, apps)
+    files = content(system, apps)
     number = _build_of(files)
-    path = folder / f"{NAME}-{full_version(extensions.VERSION, number)}-{system.value}.zip"
+    path = folder / _name(system, number)
     public = public_key(private)
     others = [old for old in packages(folder) if is_for(system, old) and old != path]
     if not _is_current(_opened(path, public)):
@@ -63,13 +85,6 @@ def build(system: GuestOs, private: bytes, folder: Path, apps: Iterable[Path] = 
     for old in others:
         old.unlink(missing_ok=True)
     return path
-
-
-def _content(system: GuestOs, apps: Iterable[Path]) -> Files:
-    files = content(system, apps)
-    if _ENTRY[system] not in files:
-        raise ConfigError(f"this Stillframe has no extension for {system}", hint="reinstall it with all of its files")
-    return files
 
 
 def _opened(path: Path, public: str) -> Package | None:
@@ -100,7 +115,7 @@ def _manifest(system: GuestOs, files: Files, number: str, serial: int, public: s
         "os": system.value,
         "contract": extensions.CONTRACT,
         "key_id": key_id(bytes.fromhex(public)),
-        "commands": dict.fromkeys(VERBS, _ENTRY[system]),
+        "commands": dict.fromkeys(VERBS, ENTRY[system]),
         "time_limits": _TIME_LIMITS,
         "files": {
             name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "mode": mode_of(name)}
@@ -135,13 +150,13 @@ def _write(path: Path, data: bytes) -> None:
     """In place by rename: whoever reads meanwhile finds the old one, or the new one whole. Raises ConfigError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        file, fresh = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+        file, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
         with os.fdopen(file, "wb") as out:
             out.write(data)
             out.flush()
-            os.fsync(out.fileno())
-        os.chmod(fresh, 0o644)  # noqa: PTH101
-        os.replace(fresh, path)  # noqa: PTH105
+            os.fchmod(file, 0o644)
+            os.fsync(file)
+        Path(name).replace(path)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be written: {error.strerror}", hint="set state under [paths] to a folder that can be"

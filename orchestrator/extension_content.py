@@ -21,6 +21,9 @@ from workers.guests.package import MAX_BYTES, MAX_FILES, check_path
 Files = dict[str, bytes]
 """Path in the package → content."""
 
+SYSTEMS = (GuestOs.LINUX, GuestOs.WINDOWS)
+ENTRY = {GuestOs.LINUX: "ext", GuestOs.WINDOWS: "ext.ps1"}
+"""What runs every verb."""
 _APP = re.compile(r"[0-9]{2}-[a-z0-9][a-z0-9_-]{0,40}")
 _EXECUTABLE = frozenset({"ext", "watchdog", "run"})
 _NOT_SHIPPED = frozenset({"tests", "docs", "__pycache__"})
@@ -35,17 +38,20 @@ def mode_of(name: str) -> str:
 
 def is_shipped(system: GuestOs) -> bool:
     """Whether there is an extension for `system` in this installation."""
-    return (resources.files(extensions) / system.value).is_dir()
+    return (resources.files(extensions) / system.value / ENTRY[system]).is_file()
 
 
 def content(system: GuestOs, apps: Iterable[Path] = ()) -> Files:
     """What a package for `system` holds: our own files, and on Linux the folders `apps` in `apps/`, each in the place
     of ours of the same name. Raises ConfigError for a folder that cannot be one."""
     files = _shipped(system)
+    if ENTRY[system] not in files:
+        raise ConfigError(f"this Stillframe has no extension for {system}", hint="reinstall it with all of its files")
     if system is GuestOs.LINUX:
-        for app, own in zip(apps := list(apps), map(_app, _distinct(apps)), strict=True):
-            files = {name: data for name, data in files.items() if not name.startswith(f"apps/{app.name}/")}
-            files |= {f"apps/{app.name}/{name}": data for name, data in own.items()}
+        for app in _distinct(list(apps)):
+            place = f"apps/{app.name}/"
+            files = {name: data for name, data in files.items() if not name.startswith(place)}
+            files |= {place + name: data for name, data in _app(app).items()}
     if len(files) > MAX_FILES or sum(map(len, files.values())) > MAX_BYTES // 2:
         raise ConfigError(
             f"the {system} extension would have more than {MAX_FILES} files or {MAX_BYTES >> 21} MiB",

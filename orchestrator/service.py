@@ -27,6 +27,7 @@ from orchestrator.catalog.jobs import (
 )
 from orchestrator.catalog.points import (
     document,
+    extensions,
     machines_named,
     newest_base,
     newest_points,
@@ -37,6 +38,8 @@ from orchestrator.catalog.points import (
 from orchestrator.catalog.schema import PointRow
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
+from orchestrator.config_file import Policy
+from orchestrator.guest_desk import GuestDesk
 from orchestrator.jobs.backup import BackupJob
 from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.states import TERMINAL
@@ -45,6 +48,7 @@ from orchestrator.vault_desk import Advance, VaultDesk
 from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view, point_view
 from workers.context import Context
 from workers.contract.errors import Busy, HypervisorError, NotFound, StillframeError, UsageError
+from workers.contract.guests import ExtensionState
 from workers.contract.machines import MachineSummary
 from workers.contract.messages import CancelRequested
 from workers.contract.points import Consistency, Point
@@ -68,6 +72,8 @@ class Service:
         self._catalog = catalog
         self._context = Context(config.worker)
         self._desk = VaultDesk(config, catalog, self._context)
+        self.guests = GuestDesk(config, catalog, self._context, lambda wanted: self._summary(wanted, disks=False))
+        """What concerns guests and not jobs."""
         self._running: Engine | None = None
         self.settled: list[str] = []
         """What was settled at the start."""
@@ -123,20 +129,23 @@ class Service:
         """All machines of one or all hypervisors. Raises HypervisorUnreachable only if none can be asked."""
         summaries = self._summaries(hypervisor)
         with self._catalog.read() as session:
-            last = newest_points(session)
-        return [self._machine_view(summary, last) for summary in summaries]
+            last, known = newest_points(session), extensions(session)
+        return [self._machine_view(summary, last, known) for summary in summaries]
 
     def machine(self, wanted: str) -> MachineView:
         """By UUID, name, or `hypervisor/name`. Raises NotFound, UsageError, HypervisorUnreachable."""
         summary = self._summary(wanted)
         with self._catalog.read() as session:
-            last = newest_points(session)
-        return self._machine_view(summary, last)
+            last, known = newest_points(session), extensions(session)
+        return self._machine_view(summary, last, known)
 
-    def _machine_view(self, summary: MachineSummary, last: dict[str, PointRow]) -> MachineView:
+    def _machine_view(
+        self, summary: MachineSummary, last: dict[str, PointRow], known: dict[str, ExtensionState]
+    ) -> MachineView:
         machine = summary.machine
         protected = self._config.protected_by(machine.hypervisor, machine.name) is not None
-        return machine_view(summary, last.get(machine.uuid), protected=protected)
+        extension = known.get(machine.uuid)
+        return machine_view(summary, last.get(machine.uuid), protected=protected, extension=extension)
 
     def _summaries(self, hypervisor: str | None = None, *, disks: bool = True) -> list[MachineSummary]:
         names = [hypervisor] if hypervisor else list(self._config.worker.hypervisors)
@@ -166,12 +175,17 @@ class Service:
         *,
         full: bool = False,
         goal: Consistency | None = None,
+        require: bool | None = None,
         exclude: Sequence[str] = (),
         vault: str | None = None,
     ) -> str:
-        """Begin a backup in this process; its job's id. Raises Busy if another job works on the machine."""
+        """Begin a backup in this process; its job's id. What is None, the machine's policy says, or `[backup]`.
+        Raises Busy if another job works on the machine."""
         found = self._summary(machine, disks=False).machine
         vault_name = self._config.vault_name(vault)
+        policy = self._config.policy_for(found.hypervisor, found.name) or Policy()
+        goal = goal or policy.consistency or self._config.consistency
+        warnings = self.guests.refresh_packages() if goal is not Consistency.CRASH else []
         with self._catalog.write() as session:
             base = newest_base(session, found.uuid, vault_name)
             job = BackupJob(
@@ -179,7 +193,10 @@ class Service:
                 machine=found,
                 vault=vault_name,
                 point=secrets.token_hex(16),
-                goal=goal or self._config.consistency,
+                goal=goal,
+                require=policy.require if require is None else require,
+                options={**self._config.extension.options, **policy.options},
+                warnings=warnings,
                 force_full=full,
                 exclude=list(exclude),
                 block_size=self._config.worker.block_size,

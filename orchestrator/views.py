@@ -47,6 +47,8 @@ class MachineView(Value):
     last_point: LastPoint | None
     protected: bool
     """A `[protect.*]` section covers it."""
+    extension: ExtensionState | None = None
+    """The extension as the last job found it; None: no job has looked."""
 
 
 class PointDiskView(Value):
@@ -95,6 +97,7 @@ class JobView(Value):
     id: str
     kind: str
     machine: str
+    hypervisor: str = ""
     state: JobState
     created: datetime
     updated: datetime
@@ -124,7 +127,33 @@ class VaultView(Value):
     """Why it cannot be used; empty: it can."""
 
 
-def machine_view(summary: MachineSummary, last: PointRow | None, *, protected: bool) -> MachineView:
+class PackageView(Value):
+    """A built extension package."""
+
+    path: str
+    os: str
+    version: str
+    """With its build; empty if it is refused."""
+    serial: int = 0
+    signed_by: str = ""
+    """Public key, 64 hex digits."""
+    files: int = 0
+    refused: str = ""
+    """Why it is not put into guests; empty: it is."""
+
+
+class InstalledView(Value):
+    """The extension of one machine, as the catalog knows it."""
+
+    machine: str
+    uuid: str
+    hypervisor: str
+    state: ExtensionState
+
+
+def machine_view(
+    summary: MachineSummary, last: PointRow | None, *, protected: bool, extension: ExtensionState | None = None
+) -> MachineView:
     from orchestrator.catalog.points import document
 
     return MachineView(
@@ -144,6 +173,7 @@ def machine_view(summary: MachineSummary, last: PointRow | None, *, protected: b
         ],
         last_point=last and LastPoint(id=last.id, time=last.time, consistency=document(last).consistency),
         protected=protected,
+        extension=extension,
     )
 
 
@@ -182,6 +212,7 @@ def job_view(row: JobRow, job: BackupJob | RestoreJob, events: Sequence[EventRow
         id=job.id,
         kind=job.kind,
         machine=row.machine_name,
+        hypervisor=row.hypervisor,
         state=job.state,
         created=row.created,
         updated=row.updated,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workers.contract.errors import StillframeError
 from workers.contract.guests import (
@@ -20,11 +20,9 @@ from workers.contract.guests import (
     Status,
 )
 from workers.contract.seams import Extension, Package
-from workers.guests import vss
 from workers.guests.linux import LinuxExtension
 from workers.guests.package import is_older
 from workers.guests.ways import Ways
-from workers.guests.windows import HOLD_SECONDS, WindowsExtension
 from workers.quiesce import POINT_SECONDS, Guest
 
 Packages = Callable[[GuestOs], Package | None]
@@ -93,6 +91,8 @@ class Visit:
             case GuestOs.LINUX:
                 return LinuxExtension(self.ways.commands)
             case GuestOs.WINDOWS:
+                from workers.guests.windows import WindowsExtension
+
                 return WindowsExtension(self.ways.commands)
             case _:
                 return None
@@ -101,17 +101,21 @@ class Visit:
         """What a snapshot may do, given what the preparation of this job has found."""
         enabled = state is not None and state.use is ExtensionUse.ENABLED
         os = state.os if state else GuestOs.OTHER
-        windows = os is GuestOs.WINDOWS
-        why = f"the extension is {state.use}: {state.detail}" if state else "nobody asked for the extension"
-        return Guest(
+        guest = Guest(
             freezer=self.ways.freezer,
             extension=self.extension(os) if enabled else None,
-            why_no_extension=why,
+            why_no_extension=f"the extension is {state.use}: {state.detail}" if state else "nobody asked for it",
             thaw_command=self.thaw_command,
             os=os,
-            point_seconds=HOLD_SECONDS if windows else POINT_SECONDS,
-            failed_writers=vss.failed_writers,
         )
+        if self.ways.freezer is None:
+            guest = replace(guest, why_no_freezer=self.ways.why_not)
+        if os is GuestOs.WINDOWS:
+            from workers.guests.vss import failed_writers
+            from workers.guests.windows import HOLD_SECONDS
+
+            return replace(guest, point_seconds=HOLD_SECONDS, failed_writers=failed_writers)
+        return guest
 
     def let_go(self, job: str) -> None:
         """Resume what a job that has died may have held. Where that cannot be done, the watchdog in the guest does it

@@ -51,9 +51,7 @@ def add_job(
         doc=JOB.dump_json(job).decode(),
     )
     # Looked up first for a message that names the other job; the unique index decides.
-    other = session.exec(select(JobRow).where(JobRow.lock == lock, col(JobRow.active))).first()
-    if other is not None:
-        raise _busy(other)
+    refuse_locked(session, lock)
     session.add(row)
     try:
         session.flush()
@@ -61,11 +59,14 @@ def add_job(
         raise Busy(f"another job works on {machine[1]}", hint="stillframe job list") from None
 
 
-def _busy(other: JobRow) -> Busy:
-    return Busy(
-        f"{other.kind} {other.id} works on {other.machine_name} ({other.state})",
-        hint=f"watch it: stillframe job watch {other.id}; end it: stillframe job cancel {other.id}",
-    )
+def refuse_locked(session: Session, lock: str) -> None:
+    """Raises Busy if an active job has `lock`."""
+    other = session.exec(select(JobRow).where(JobRow.lock == lock, col(JobRow.active))).first()
+    if other is not None:
+        raise Busy(
+            f"{other.kind} {other.id} works on {other.machine_name} ({other.state})",
+            hint=f"watch it: stillframe job watch {other.id}; end it: stillframe job cancel {other.id}",
+        )
 
 
 def load_job(session: Session, job_id: str) -> tuple[JobRow, BackupJob | RestoreJob]:

@@ -37,6 +37,14 @@ Goal = Annotated[
         help="application, filesystem or crash; a point worth less ends with exit code 3.",
     ),
 ]
+Require = Annotated[
+    bool | None,
+    typer.Option(
+        "--require/--no-require",
+        help="Fail rather than make a point worth less than the goal; or take what can be had (default: its policy).",
+        show_default=False,
+    ),
+]
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="TARGET", help="Leave this disk out (vdb).")]
 VaultName = Annotated[str | None, typer.Option("--vault", metavar="NAME", help="Vault to write to.")]
 
@@ -48,6 +56,7 @@ class Asked:
     machines: list[str]
     full: bool
     goal: str | None
+    require: bool | None
     exclude: list[str]
     vault: str | None
 
@@ -55,6 +64,7 @@ class Asked:
         """The same as a command line."""
         options = ["--full"] if self.full else []
         options += [f"--consistency={self.goal}"] if self.goal else []
+        options += [] if self.require is None else ["--require" if self.require else "--no-require"]
         options += [f"--vault={self.vault}"] if self.vault else []
         return [*options, *(f"--exclude={target}" for target in self.exclude), "--", *self.machines]
 
@@ -76,11 +86,12 @@ def run_backup(
     full: Full = False,
     detach: Annotated[bool, typer.Option("--detach/--wait", help="Run in the background, or wait (default).")] = False,
     goal: Goal = None,
+    require: Require = None,
     exclude: Exclude = None,
     vault: VaultName = None,
 ) -> int:
     """Back up machines: a full point first, only changed blocks after that."""
-    asked = Asked(machines, full, goal, exclude or [], vault)
+    asked = Asked(machines, full, goal, require, exclude or [], vault)
     consistency(goal)
     if detach:
         return _detach(session, asked)
@@ -108,7 +119,9 @@ def start(session: Session, asked: Asked) -> Started:
     started = Started([], [])
     for machine in asked.machines:
         try:
-            job = service.start_backup(machine, full=asked.full, goal=goal, exclude=asked.exclude, vault=asked.vault)
+            job = service.start_backup(
+                machine, full=asked.full, goal=goal, require=asked.require, exclude=asked.exclude, vault=asked.vault
+            )
         except StillframeError as error:
             started.refused.append((machine, error.info()))
         else:
@@ -120,7 +133,7 @@ def show_result(session: Session, view: JobView, goal: str | None) -> int:
     """Show how a backup ended; its exit code."""
     out = session.out
     point = session.service.point(view.point) if view.point and view.error is None else None
-    code = view.error.exit_code if view.error else _degraded(session, point, goal)
+    code = view.error.exit_code if view.error else _degraded(session, view, point, goal)
     out.record("backup", _result(view, point, code))
     if view.error is not None:
         if not out.as_json:
@@ -150,13 +163,11 @@ def _result(view: JobView, point: PointView | None, code: int) -> dict[str, obje
     }
 
 
-def _degraded(session: Session, point: PointView | None, goal: str | None) -> int:
+def _degraded(session: Session, view: JobView, point: PointView | None, goal: str | None) -> int:
     """3 if the point is worth less than was asked for in so many words, or if something has to be looked at."""
     if point is None:
         return OK
-    wanted = consistency(goal)
-    if wanted is None and session.config.consistency_explicit:
-        wanted = session.config.consistency
+    wanted = consistency(goal) or session.config.asked_consistency(view.hypervisor, view.machine)
     if point.alerts or (wanted is not None and point.consistency.rank < wanted.rank):
         return DEGRADED
     return OK
@@ -228,11 +239,12 @@ def work(
     machines: Machines,
     full: Full = False,
     goal: Goal = None,
+    require: Require = None,
     exclude: Exclude = None,
     vault: VaultName = None,
 ) -> int:
     """The background side of `backup run --detach`: say on standard output what was begun, close it, and work."""
-    started = start(session, Asked(machines, full, goal, exclude or [], vault))
+    started = start(session, Asked(machines, full, goal, require, exclude or [], vault))
     for job, machine in started.jobs:
         session.out.record("started", {"job": job, "machine": machine})
     for _, error in started.refused:

@@ -68,6 +68,9 @@ def all_checks(session: Session) -> Iterator[Check]:
     for name, vault in config.worker.vaults.items():
         yield from _vault(config, name, vault)
     yield from _folders(config)
+    from orchestrator.cli.check_extension import check_extension
+
+    yield from check_extension(config)
     from orchestrator.cli.check_machines import check_hypervisors
 
     yield from check_hypervisors(session, config)

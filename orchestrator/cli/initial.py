@@ -32,6 +32,14 @@ uri = "{uri}"
 # consistency = "filesystem"               # a backup that falls short of it ends with exit code 3
 # block_sizes = {{ "db-*/vdb" = "64KiB" }}   # machine/target: small blocks for small random writes
 
+# [extension]                              # what is put into guests, for application-consistent points
+# install = false                          # frozen through the guest agent only, then
+# apps = ["./apps/50-ours"]                # your own application scripts, beside the shipped ones
+# [guests."web-*"]                         # where the guest agent allows no commands
+# channel = "ssh"
+# address = "10.0.0.5"
+# key_file = "web.key"
+
 # Read and checked; schedules run in a later version.
 # [policies.gold]
 # schedule = "daily at 02:00"
@@ -72,11 +80,28 @@ def initialise(session: Session, *, vault: Path | None, hypervisor: str) -> None
             out.say(f"key            {one.key_file}")
         if phrase is not None:
             _show_phrase(session, name, phrase)
+    _extensions(session)
     if not config.worker.vaults:
         out.say(f"no vault: add a [vaults.main] section to {config.path}, and come back")
         return
     option = f" --config {config.path}" if session.settings.config else ""
     out.note(f"next: stillframe doctor{option}\n      stillframe vm list{option}")
+
+
+def _extensions(session: Session) -> None:
+    """The signing key, and packages made with it: unless nothing is to be installed, or they are signed elsewhere."""
+    from orchestrator.extension_build import make_packages
+
+    settings = session.config.extension
+    if not settings.install or (settings.trusted_key is not None and not settings.signing_key.exists()):
+        return
+    new = not settings.signing_key.exists()
+    made = make_packages(settings)
+    session.out.record(
+        "extension",
+        {"signing_key": str(settings.signing_key), "created": new, "packages": [str(path) for path in made]},
+    )
+    session.out.say(f"extension key  {settings.signing_key}{' (new)' if new else ' (kept)'}")
 
 
 def _show_phrase(session: Session, name: str, phrase: str) -> None:

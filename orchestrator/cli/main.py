@@ -14,7 +14,7 @@ from typing import Annotated, Protocol, cast
 
 import typer
 
-from orchestrator.cli import backup, first_steps, job, point, restore, vault, vm
+from orchestrator.cli import backup, extension, first_steps, job, point, restore, vault, vm
 from orchestrator.cli.options import ConfigOption, JsonOption, QuietOption, VerboseOption, YesOption
 from orchestrator.cli.run import INTERRUPTED, Settings
 
@@ -32,6 +32,7 @@ app.add_typer(point.app, name="point")
 app.add_typer(restore.app, name="restore")
 app.add_typer(job.app, name="job")
 app.add_typer(vault.app, name="vault")
+app.add_typer(extension.app, name="extension")
 
 
 def _version(asked: bool) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.extension import DryRun, Vm, show_state, take_out
 from orchestrator.cli.options import command, group
 from orchestrator.cli.output import moment, size
 from orchestrator.cli.run import OK, Session
@@ -62,10 +63,8 @@ def _row(machine: MachineView) -> tuple[str, ...]:
 
 
 @command(app, "show")
-def show_machine(
-    session: Session, vm: Annotated[str, typer.Argument(metavar="VM", help="Name, hypervisor/name, or UUID.")]
-) -> None:
-    """Show one machine and its disks."""
+def show_machine(session: Session, vm: Vm) -> None:
+    """Show one machine, its disks, and the extension in its guest as the last backup found it."""
     machine = session.service.machine(vm)
     out = session.out
     out.record("machine", machine.model_dump(mode="json"))
@@ -76,6 +75,7 @@ def show_machine(
         if last
         else f"no point yet: stillframe backup run {machine.name}"
     )
+    show_state(out, machine.extension)
     out.table(
         ("disk", "format", "size", "source", "included"),
         [
@@ -84,3 +84,28 @@ def show_machine(
         ],
         right=("size",),
     )
+
+
+@command(app, "unprotect")
+def unprotect(session: Session, vm: Vm, dry_run: DryRun = False) -> None:
+    """Take the extension out of a guest, and tell what in the configuration still asks for its backup.
+
+    Points stay. The configuration is yours: nothing is changed in it.
+    """
+    machine = session.service.machine(vm)
+    config = session.config
+    sections = config.protections(machine.hypervisor, machine.name)
+    for name in sections:
+        machines = config.protect[name].machines
+        session.out.record("protected_by", {"machine": machine.name, "section": name, "machines": machines})
+        session.out.say(f"{config.path}: [protect.{name}] still covers {machine.name}: {_mend(machine.name, machines)}")
+    if not sections:
+        session.out.say(f"no [protect.*] section of {config.path} covers {machine.name}")
+    take_out(session, machine.uuid, machine.name, dry_run=dry_run)
+
+
+def _mend(machine: str, globs: list[str]) -> str:
+    """What to write so that a section covers the machine no more."""
+    if machine in globs:
+        return f'take "{machine}" out of its machines'
+    return f'add exclude = ["{machine}"] to it'

@@ -7,7 +7,6 @@ block-device file systems that it sees are its own loop devices: freezing "all" 
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -119,13 +118,13 @@ class SshGuest:
     def path(self, inside: str) -> Path:
         return Path(f"/proc/{self.pid}/root{inside}")
 
-    def popen(self, script: str) -> subprocess.Popen[str]:
+    def popen(self, script: str, output: int | None = subprocess.DEVNULL) -> subprocess.Popen[str]:
         """A script inside, not over SSH."""
         argv = ["nsenter", "-t", str(self.pid), "-m", "-p", "-r", "-w", "/bin/sh", "-c", script]
-        return subprocess.Popen(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.Popen(argv, text=True, stdout=output, stderr=output)
 
     def out(self, script: str) -> str:
-        with self.popen(script) as process:
+        with self.popen(f"exec 2>&1; {script}", subprocess.PIPE) as process:
             out, _ = process.communicate(timeout=60)
             assert process.returncode == 0, out
             return out

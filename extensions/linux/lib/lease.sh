@@ -32,6 +32,7 @@ take_lease() {
     clock
     echo $((now + limit_s + freeze_s + 60)) >"$JOB/until"
     : >"$JOB/started"
+    printf '%s\n' "$uuid" "$goal" "$limit_s" "$freeze_s" "$app_options" >"$JOB/asked"
     echo "$job" >"$JOB/name" || fail 20 "$RUN is full"
 }
 
@@ -66,7 +67,15 @@ arm() {
 
 # Whatever this job holds is let go; prints the answer. Called once per job.
 resume() {
-    lost=
+    lost= failed=
+    {
+        read -r uuid
+        read -r goal
+        read -r limit_s
+        read -r freeze_s
+        read -r app_options
+    } <"$JOB/asked"
+    [ ! -e "$JOB/failed" ] || failed=yes
     check_holders
     watchdog=absent
     pid=$(cat "$JOB/watchdog" 2>/dev/null)
@@ -85,7 +94,7 @@ resume() {
 
 # The job's output behind the guest's own log of all jobs, which may be full or read-only.
 keep_log() {
-    for file in "$JOB"/log/*.log; do
+    for file in "$JOB"/log/*.pre.log "$JOB"/log/*.post.log; do
         [ -s "$file" ] || continue
         name=${file##*/}
         echo "== ${name%.log}"

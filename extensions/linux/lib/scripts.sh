@@ -80,7 +80,7 @@ wait_for_scripts() {
         esac
         case $(cat "$JOB/result/$name_of.pre" 2>/dev/null) in
             *'"outcome": "ok"'* | *'"outcome": "not_applicable"'*) ;;
-            *) failed=yes ;;
+            *) failed=yes; : >"$JOB/failed" ;;
         esac
     done
     running=
