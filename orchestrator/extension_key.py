@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -20,7 +21,7 @@ def ensure_signing_key(path: Path) -> str:
     public = public_key(read_signing_key(path))
     beside = public_key_file(path)
     try:
-        if not beside.exists() or beside.read_text().strip() != public:
+        if not beside.exists() or beside.read_bytes().strip() != public.encode():
             fresh = _written(beside, public + "\n", 0o644)
             fresh.replace(beside)
     except OSError as error:
@@ -47,23 +48,20 @@ def make_signing_key(path: Path) -> None:
 def read_signing_key(path: Path) -> bytes:
     """The raw private key. Raises ConfigError if it cannot be read, by more than its owner, or is no key."""
     try:
-        mode, text = path.stat().st_mode, path.read_text()[:4096].strip()
-        raw = bytes.fromhex(text)
+        mode, text = path.stat().st_mode, path.read_bytes()[:4096].strip()
     except OSError as error:
         raise ConfigError(
             f"cannot read signing key {path}: {error.strerror}",
             hint="set signing_key under [extension]; `stillframe extension build` makes one where none is",
         ) from None
-    except ValueError:
-        raw = b""
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"signing key {path} is open to others than its owner", hint=f"chmod 600 {path}")
-    if len(raw) != 32:
+    if not re.fullmatch(rb"[0-9a-fA-F]{64}", text):
         raise ConfigError(
             f"{path} is no signing key: it should hold 64 hex digits",
             hint="put the right one there, or set signing_key under [extension] to a file that is not there yet",
         )
-    return raw
+    return bytes.fromhex(text.decode())
 
 
 def public_key(private: bytes) -> str:

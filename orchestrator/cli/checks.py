@@ -123,12 +123,12 @@ def _catalog(session: Session, config: Config) -> Iterator[Check]:
 
 
 def _policies(config: Config) -> Iterator[Check]:
-    if config.policies or config.protect:
-        found = len(config.protect) or len(config.policies)
+    timed = [name for name, policy in config.policies.items() if policy.schedule or policy.cron or policy.retention]
+    if timed:
         yield Check(
             "WARN",
             "schedules",
-            f"{found} in the configuration; this version reads and checks them, and does not run them",
+            f"policy {', '.join(timed)}: this version reads and checks schedule and retention, and does not run them",
             "run `stillframe backup run VM…` from cron until then",
         )
 

@@ -40,8 +40,10 @@ uri = "{uri}"
 # address = "10.0.0.5"
 # key_file = "web.key"
 
-# Read and checked; schedules run in a later version.
+# What backups of a machine ask for. Schedule and retention are checked, and run in a later version.
 # [policies.gold]
+# consistency = "application"
+# require = true                           # fail rather than make a point worth less
 # schedule = "daily at 02:00"
 # timezone = "Europe/Berlin"
 # retention = {{ daily = 7, weekly = 4, monthly = 12 }}

@@ -39,8 +39,10 @@ for port in /sys/class/virtio-ports/*; do
 done
 echo "stillframe-guest: ready"
 
-# The agent is all that there is: if it ends, begin again.
+# The agent is all that there is: if it ends, begin again, with what /run/agent-options says.
 while :; do
-    qemu-ga -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run -f /run/qemu-ga.pid
+    # shellcheck disable=SC2046
+    qemu-ga -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run -f /run/qemu-ga.pid \
+        $(cat /run/agent-options 2>/dev/null)
     sleep 1
 done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,8 @@ def test_init_takes_an_existing_key_for_a_new_vault(configured: Cli) -> None:
 def test_a_vault_whose_key_is_gone_gets_no_second_one_and_no_catalog(configured: Cli) -> None:
     assert configured.run("init").code == 0
     (configured.folder / "main.key").unlink()
-    for left in (configured.folder / "state").iterdir():
-        left.unlink()
+    shutil.rmtree(configured.folder / "state")
+    (configured.folder / "state").mkdir()
     refused = configured.run("init", "--json")
     assert refused.code == 12
     assert refused.line("error")["code"] == "WrongKey"
@@ -151,7 +152,7 @@ def test_a_passphrase_is_not_asked_for_without_a_terminal(configured: Cli) -> No
 @pytest.mark.parametrize(
     ("command", "types"),
     [
-        ("init", {"configuration", "catalog", "vault"}),
+        ("init", {"configuration", "catalog", "vault", "extension"}),
         ("doctor", {"check"}),
         ("point list", set()),
         ("job list", set()),
@@ -164,6 +165,10 @@ def test_a_passphrase_is_not_asked_for_without_a_terminal(configured: Cli) -> No
         ("vault key list", {"key_slot"}),
         ("vault key verify", {"key"}),
         ("vault rebuild-catalog", {"catalog"}),
+        ("extension build", {"package"}),
+        ("extension list", {"package"}),
+        ("extension uninstall web --dry-run", {"error"}),
+        ("vm unprotect web --dry-run", {"error"}),
         ("vm list", {"error"}),
         ("backup run web", {"error"}),
         ("point show web@latest", {"error"}),

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 
+import libvirt
 import pytest
 
-from tests.contracts.sshd import SshGuest, Wire, make_key
+from orchestrator.demo.tiny_guest import TinyImage
+from tests.contracts.sshd import SshGuest, Wire, free_port, make_key
+from tests.guests.machines import Guest
 from workers.contract.errors import GuestError, GuestTimeout, HostKeyRefused
 from workers.contract.guests import GuestOs
 from workers.contract.seams import GuestChannel
@@ -175,6 +181,15 @@ class TestRun:
         with pytest.raises(GuestError, match="lost"):
             channel.run(["sh", "-c", "echo half; sleep 600"], timeout=60)
         assert channel.ping(), "it connects anew"
+
+    def test_half_of_the_output_does_not_pass_for_all(self, guest: SshGuest, open_channel: Opener, wire: Wire) -> None:
+        """The status has come; what a child of the program still writes has not."""
+        channel = open_channel(port=wire.port)
+        assert channel.ping()
+        threading.Timer(0.5, wire.cut).start()
+        with pytest.raises(GuestError, match="lost"):
+            channel.run(["sh", "-c", "sleep 603 & echo half"], timeout=60)
+        guest.out("kill $(pidof -x sleep) || true")
 
     def test_a_wire_that_goes_dead(self, open_channel: Opener, wire: Wire) -> None:
         channel = open_channel(port=wire.port)
@@ -555,8 +570,6 @@ channel = SshChannel(address="127.0.0.1", port={guest.port}, key=Path({str(guest
 print(channel.freeze(), flush=True)
 input()
 """
-        import sys
-
         argv = [sys.executable, "-c", script]
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -576,3 +589,88 @@ input()
         assert rescue.frozen()
         assert rescue.thaw() == 2
         assert not waits(guest.popen("echo x > /data/vda/written"))
+
+
+@pytest.fixture(scope="module")
+def whole_guest(
+    libvirt_host: libvirt.virConnect,
+    tiny_guest_image: TinyImage,
+    guest_cache: Path,
+    guest_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Guest, int, Path]]:
+    """A full guest, the port of its sshd, and a key that it knows."""
+    from orchestrator.demo.host import remove_machine
+    from tests.guests.full_guest import make_full_guest
+
+    port, key = free_port(), make_key(tmp_path_factory.mktemp("key") / "key")
+    guest = make_full_guest(libvirt_host, tiny_guest_image, guest_cache, guest_folder, label="ssh", ssh_port=port)
+    try:
+        guest.start()
+        guest.out(f"echo '{key.with_suffix('.pub').read_text().strip()}' >> /root/.ssh/authorized_keys")
+        yield guest, port, key
+    finally:
+        remove_machine(guest.domain)
+
+
+@pytest.mark.guest
+@pytest.mark.timeout(900)
+class TestInAWholeGuest:
+    """Its root can be frozen: what touches a frozen disk waits here, and nowhere else."""
+
+    @pytest.fixture
+    def ways(self, whole_guest: tuple[Guest, int, Path], tmp_path: Path) -> Iterator[list[SshChannel]]:
+        """Two connections."""
+        _, port, key = whole_guest
+        pin = PinnedKey(tmp_path / "pins", UUID)
+        made = [SshChannel(address="127.0.0.1", port=port, key=key, host_key=pin) for _ in range(2)]
+        until(made[0].ping, 240)
+        assert made[1].ping()
+        yield made
+        for channel in made:
+            channel.close()
+
+    def test_files_and_programs(self, ways: list[SshChannel]) -> None:
+        info = ways[0].info()
+        assert info.can_freeze
+        assert info.os is GuestOs.LINUX
+        data = os.urandom(3 * MIB + 7)
+        ways[0].put_file("/root/file", data)
+        assert ways[0].get_file("/root/file", limit=8 * MIB) == data
+
+    def test_the_root_is_frozen_and_thawed(self, whole_guest: tuple[Guest, int, Path], ways: list[SshChannel]) -> None:
+        guest, _, _ = whole_guest
+        for _ in range(2):
+            assert ways[0].freeze() == 2
+            assert ways[1].frozen()
+            # A second freezer neither waits nor freezes later: twice frozen is a refusal.
+            with pytest.raises(GuestError, match="busy"):
+                ways[1].freeze()
+            assert ways[0].run(["cat", "/etc/hostname"], timeout=60).out == b"full-guest\n"
+            with pytest.raises(GuestTimeout):
+                ways[0].run(["touch", "/root/held"], timeout=2)
+            assert ways[0].thaw() == 2
+            assert not ways[1].frozen()
+        until(lambda: guest.run("test -e /root/held")[0] == 0)
+
+    def test_the_other_connection_thaws(self, ways: list[SshChannel]) -> None:
+        assert ways[0].freeze() == 2
+        assert ways[1].thaw() == 2
+        assert ways[0].thaw() == 0
+
+    def test_the_host_is_gone(self, whole_guest: tuple[Guest, int, Path], ways: list[SshChannel]) -> None:
+        guest, _, _ = whole_guest
+        assert ways[0].freeze() == 2
+        ways[0].close()
+        guest.out("touch /root/after /data/vdb/after; ! ls /run/stillframe/frozen.* 2>/dev/null")
+        assert ways[1].thaw() == 0
+
+
+@pytest.mark.guest
+def test_the_freezer_in_the_small_guest(booted_guest: Guest) -> None:
+    """busybox alone, and a root in memory."""
+    script = shlex.quote(files("extensions").joinpath("linux/freezer").read_text())
+    said = booted_guest.out(f"printf 'freeze\\nstatus\\nthaw\\nstatus\\nthaw\\n' | sh -c {script}")
+    assert said.splitlines() == ["frozen 2", "noted 2", "thawed 2", "noted 0", "thawed 0"]
+    said = booted_guest.out(f"printf 'mount /data/vdb\\nfreeze\\n' | sh -c {script}; touch /data/vdb/after")
+    assert said == "frozen 1\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ class Quiet:
             self.out("rm -f /tmp/write; sleep 0.5")
         times = [float(line) for line in self.seen(LOG).splitlines()]
         assert len(times) > 10, "the writer did not write"
-        gap.seconds = max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        gap.seconds = max(later - earlier for earlier, later in itertools.pairwise(times))
 
     def wait_for_agent(self, seconds: float = 150.0) -> None:
         """Until commands can be run in the guest again."""

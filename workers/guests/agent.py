@@ -6,17 +6,20 @@ freeze must be followed by a thaw. While frozen the agent answers only ping, syn
 
 What it allows is read from its own list (`guest-info`) each time: distributions switch commands off, EL 9 all that run
 programs or touch files. A command's status can be read once only, and it cannot be killed from outside.
+
+The output of a command travels in one reply. libvirt 9 carries replies of 4 MiB (3 MiB of output); one of more than
+10 MiB breaks its link to the agent until the agent is started anew (measured). So ask for little.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
+import ipaddress
 import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from workers.contract.errors import GuestError, GuestTimeout
@@ -31,9 +34,12 @@ PIECE = 64 << 10
 """Bytes of a file per message. libvirt carries strings of 4 MiB, but the agent reads its port in small steps: 1 MiB
 took more than 5 s in an emulated guest, 64 KiB some 50 ms."""
 FILE_SECONDS = 30.0
+STATUS_SECONDS = 30.0
+"""For a status: the last one carries all output."""
 _POLL_FIRST, _POLL_MOST = 0.005, 0.1
-_FROZEN = "guest-fsfreeze-freeze and -thaw only"
-_ALLOW = "allow the guest-fsfreeze-* commands in the guest: /etc/qemu/qemu-ga.conf or /etc/sysconfig/qemu-ga"
+_LINUX_ONLY = {"guest-set-vcpus", "guest-get-memory-blocks", "guest-suspend-hybrid"}
+"""No other system's agent allows these."""
+_SETTINGS = "/etc/qemu/qemu-ga.conf or /etc/sysconfig/qemu-ga"
 
 Json = dict[str, Any]
 
@@ -42,8 +48,10 @@ class AgentChannel:
     """See `seams.GuestChannel`. `command(request, timeout)` sends one JSON command and returns the JSON reply; it
     raises GuestError when there is none within `timeout` seconds."""
 
-    def __init__(self, command: Callable[[str, float], str]) -> None:
+    def __init__(self, command: Callable[[str, float], str], *, freeze_seconds: float | None = None) -> None:
+        """`freeze_seconds`: None: as the guest's system needs it, once `info` has seen it."""
         self._command = command
+        self._freeze_seconds = freeze_seconds
         self._windows = False
 
     def close(self) -> None:
@@ -67,7 +75,7 @@ class AgentChannel:
             for command in (commands if isinstance(commands, list) else [])
             if isinstance(command, dict) and command.get("enabled")
         }
-        os, release = self._os() if "guest-get-osinfo" in allowed else (GuestOs.OTHER, "")
+        os, release = self._os(allowed)
         self._windows = os is GuestOs.WINDOWS
         return GuestInfo(
             os=os,
@@ -80,17 +88,19 @@ class AgentChannel:
             can_plant_keys={f"guest-ssh-{act}-authorized-keys" for act in ("add", "remove")} <= allowed,
         )
 
-    def _os(self) -> tuple[GuestOs, str]:
-        """Refused while frozen: then nothing is known."""
-        try:
-            said = self._table("guest-get-osinfo")
-        except GuestError:
-            return GuestOs.OTHER, ""
+    def _os(self, allowed: set[str]) -> tuple[GuestOs, str]:
+        """Linux is known by its kernel's version, which begins with `#` (an `id` is there only with an os-release);
+        where the agent does not tell, since it is old or frozen, by what no other system's agent allows."""
+        said: Json = {}
+        if "guest-get-osinfo" in allowed:
+            with suppress(GuestError):
+                said = self._table("guest-get-osinfo")
         if said.get("id") == "mswindows":
             os = GuestOs.WINDOWS
+        elif str(said.get("kernel-version", "")).startswith("#") or (not said and allowed & _LINUX_ONLY):
+            os = GuestOs.LINUX
         else:
-            # Linux has no mark of its own here; its kernel's version begins with a number as no other id does.
-            os = GuestOs.LINUX if "kernel-release" in said else GuestOs.OTHER
+            os = GuestOs.OTHER
         return os, str(said.get("pretty-name") or said.get("name") or said.get("kernel-release") or "")
 
     # --- commands and files ------------------------------------------------------------------------------------
@@ -98,6 +108,8 @@ class AgentChannel:
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Ran:
         if len(stdin) > PIECE:
             raise GuestError(f"{len(stdin)} bytes are too many for the standard input of a command: put a file")
+        if any("\0" in word for word in argv):
+            raise GuestError(f"an argument of {argv[0]!r} has a zero byte in it")
         arguments: Json = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
         if stdin:
             arguments["input-data"] = base64.b64encode(stdin).decode()
@@ -105,24 +117,28 @@ class AgentChannel:
         pid = self._table("guest-exec", arguments=arguments).get("pid")
         pause = _POLL_FIRST
         while True:
-            said = self._table("guest-exec-status", arguments={"pid": pid})
+            said = self._status(argv[0], pid)
             if said.get("exited"):
                 return _ran(said)
             if time.monotonic() > deadline:
-                raise GuestTimeout(f"{argv[0]} did not end within {timeout:.0f} s in the guest, and may still run")
+                raise GuestTimeout(f"{argv[0]} did not end within {timeout:g} s in the guest, and may still run")
             time.sleep(pause)
             pause = min(pause * 2, _POLL_MOST)
 
+    def _status(self, program: str, pid: object) -> Json:
+        """An agent tells the end of a command once: when that reply is lost, so is the end."""
+        try:
+            return self._table("guest-exec-status", STATUS_SECONDS, {"pid": pid})
+        except GuestError as error:
+            words = f"{program} was started in the guest, and how it ended is not known: {error}"
+            raise GuestError(words, hint=error.hint) from None
+
     def put_file(self, path: str, data: bytes) -> None:
         """The agent creates files with mode 0666 whatever its umask: measured."""
-        with_handle = self._open(path, "wb")
-        try:
+        with self._opened(path, "wb") as handle:
             for at in range(0, len(data), PIECE):
-                self._write_piece(with_handle, path, data[at : at + PIECE])
-        finally:
-            with suppress(GuestError):  # an error of the write is the news
-                self._ask("guest-file-flush", ASK_SECONDS, {"handle": with_handle})
-            self._ask("guest-file-close", ASK_SECONDS, {"handle": with_handle})
+                self._write_piece(handle, path, data[at : at + PIECE])
+            self._ask("guest-file-flush", FILE_SECONDS, {"handle": handle})  # a full disk may show only now
 
     def _write_piece(self, handle: object, path: str, piece: bytes) -> None:
         while piece:
@@ -133,27 +149,36 @@ class AgentChannel:
             piece = piece[count:]
 
     def get_file(self, path: str, *, limit: int) -> bytes:
-        handle = self._open(path, "rb")
         found = bytearray()
-        try:
+        with self._opened(path, "rb") as handle:
             while len(found) < limit:
                 wanted = {"handle": handle, "count": min(PIECE, limit - len(found))}
                 said = self._table("guest-file-read", FILE_SECONDS, wanted)
-                found += _bytes(said.get("buf-b64"))
-                if said.get("eof") or not said.get("count"):
+                piece = _bytes(said.get("buf-b64"))
+                found += piece
+                if said.get("eof") or not piece:
                     break
-        finally:
-            self._ask("guest-file-close", ASK_SECONDS, {"handle": handle})
         return bytes(found[:limit])
 
-    def _open(self, path: str, mode: str) -> object:
-        return self._ask("guest-file-open", ASK_SECONDS, {"path": path, "mode": mode})
+    @contextmanager
+    def _opened(self, path: str, mode: str) -> Iterator[object]:
+        """An agent keeps a handle for ever that nobody closes."""
+        if "\0" in path:
+            raise GuestError(f"{path!r} has a zero byte in it")
+        handle = self._ask("guest-file-open", ASK_SECONDS, {"path": path, "mode": mode})
+        try:
+            yield handle
+        except BaseException:
+            with suppress(GuestError):  # the first error is the news
+                self._ask("guest-file-close", ASK_SECONDS, {"handle": handle})
+            raise
+        self._ask("guest-file-close", ASK_SECONDS, {"handle": handle})
 
     # --- freeze ------------------------------------------------------------------------------------------------
 
     def freeze(self, mounts: Sequence[str] = ()) -> int:
         """After any error the guest may be frozen, or become so later, all the same: thaw."""
-        timeout = WINDOWS_FREEZE_SECONDS if self._windows else FREEZE_SECONDS
+        timeout = self._freeze_seconds or (WINDOWS_FREEZE_SECONDS if self._windows else FREEZE_SECONDS)
         if mounts:
             return self._count("guest-fsfreeze-freeze-list", timeout, {"mountpoints": list(mounts)})
         return self._count("guest-fsfreeze-freeze", timeout)
@@ -162,7 +187,10 @@ class AgentChannel:
         return self._count("guest-fsfreeze-thaw", THAW_SECONDS)
 
     def frozen(self) -> bool:
-        return self._ask("guest-fsfreeze-status", ASK_SECONDS) == "frozen"
+        found = self._ask("guest-fsfreeze-status", ASK_SECONDS)
+        if found not in ("frozen", "thawed"):
+            raise GuestError(f"the guest agent answered guest-fsfreeze-status with {found!r}")
+        return found == "frozen"
 
     # --- for the other way in ----------------------------------------------------------------------------------
 
@@ -181,15 +209,16 @@ class AgentChannel:
         return [str(key) for key in found] if isinstance(found, list) else []
 
     def addresses(self) -> list[str]:
-        """Of the guest's interfaces, IPv4 first; neither loopback nor link-local."""
-        found: list[str] = []
+        """Of the guest's interfaces, IPv4 first; those that nobody outside can reach are left out."""
+        found = []
         said = self._ask("guest-network-get-interfaces", ASK_SECONDS)
-        for interface in said if isinstance(said, list) else []:
-            for entry in interface.get("ip-addresses") or []:
-                address = str(entry.get("ip-address", ""))
-                if address and not address.startswith(("127.", "169.254.", "::1", "fe80")):
-                    found.append(address)
-        return sorted(found, key=lambda address: ":" in address)
+        for interface in _tables(said):
+            for entry in _tables(interface.get("ip-addresses")):
+                with suppress(ValueError):
+                    address = ipaddress.ip_address(str(entry.get("ip-address")))
+                    if not (address.is_loopback or address.is_link_local or address.is_unspecified):
+                        found.append(address)
+        return [str(address) for address in sorted(found, key=lambda address: address.version)]
 
     # --- the wire ----------------------------------------------------------------------------------------------
 
@@ -201,7 +230,7 @@ class AgentChannel:
 
     def _count(self, name: str, timeout: float, arguments: Json | None = None) -> int:
         found = self._ask(name, timeout, arguments)
-        if not isinstance(found, int):
+        if not isinstance(found, int) or isinstance(found, bool) or found < 0:
             raise GuestError(f"the guest agent answered {name} with {found!r}")
         return found
 
@@ -212,9 +241,27 @@ class AgentChannel:
         try:
             return _returned(name, self._command(json.dumps(request), timeout))
         except GuestError as error:
-            if "disabled" in str(error) and "fsfreeze" in name:
-                raise GuestError(str(error), hint=_ALLOW) from None
-            raise
+            if "disabled" not in str(error) or error.hint:
+                raise
+            words = str(error)
+            if "frozen" not in words and name != "guest-fsfreeze-status" and self._surely_frozen():
+                words += " (the guest is frozen)"
+            raise GuestError(words, hint=_hint(name, words)) from None
+
+    def _surely_frozen(self) -> bool:
+        """A frozen agent older than QEMU 6 refuses in the words of one that never allows the command."""
+        with suppress(GuestError):
+            return self.frozen()
+        return False
+
+
+def _hint(name: str, refusal: str) -> str:
+    """What to do about a command that is switched off."""
+    if "frozen" in refusal:
+        return "a frozen guest agent does nothing but thaw"
+    groups = ("guest-fsfreeze-", "guest-file-", "guest-exec", "guest-ssh-")
+    group = next((f"{group}*" for group in groups if name.startswith(group)), name)
+    return f"allow {group} in the guest: {_SETTINGS}"
 
 
 def _returned(name: str, raw: str) -> object:
@@ -230,9 +277,11 @@ def _returned(name: str, raw: str) -> object:
 
 
 def _ran(said: Json) -> Ran:
-    """How a command ended. Windows reports a status of 0xC0000000 and above as a signal."""
-    signal = said.get("signal")
-    code = said.get("exitcode", 128 + signal if isinstance(signal, int) else None)
+    """How a command ended. Windows' agent reports a status of 0xC0000000 and above as a signal: it is none, and stays
+    what it is, whatever its sign on the wire."""
+    code, signal = said.get("exitcode"), said.get("signal")
+    if isinstance(signal, int) and signal:
+        code = 128 + signal if 0 < signal < 128 else signal & 0xFFFFFFFF
     if not isinstance(code, int):
         raise GuestError("the guest agent does not say how a command ended")
     return Ran(
@@ -243,8 +292,12 @@ def _ran(said: Json) -> Ran:
     )
 
 
+def _tables(found: object) -> list[Json]:
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
 def _bytes(data: object) -> bytes:
     try:
         return base64.b64decode(str(data or ""), validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one
         raise GuestError("the guest agent sent something that is not base64") from None
