@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypedDict
 
 from orchestrator import find
 from orchestrator.catalog import owner
@@ -49,7 +49,7 @@ from orchestrator.views import JobView, MachineView, PointView, VaultView, job_v
 from workers.context import Context
 from workers.contract.errors import Busy, HypervisorError, NotFound, StillframeError, UsageError
 from workers.contract.guests import ExtensionState
-from workers.contract.machines import MachineSummary
+from workers.contract.machines import MachineRef, MachineSummary
 from workers.contract.messages import CancelRequested
 from workers.contract.points import Consistency, Point
 
@@ -62,6 +62,14 @@ __all__ = ["JobView", "MachineView", "PointView", "Service", "VaultView"]
 
 POLL = 0.2
 """Seconds between looks at a job that may move in another process."""
+
+
+class _Asked(TypedDict):
+    """What a backup asks of its guest."""
+
+    goal: Consistency
+    require: bool
+    options: dict[str, str]
 
 
 class Service:
@@ -183,9 +191,8 @@ class Service:
         Raises Busy if another job works on the machine."""
         found = self._summary(machine, disks=False).machine
         vault_name = self._config.vault_name(vault)
-        policy = self._config.policy_for(found.hypervisor, found.name) or Policy()
-        goal = goal or policy.consistency or self._config.consistency
-        warnings = self.guests.refresh_packages() if goal is not Consistency.CRASH else []
+        asked = self._asked(found, goal, require)
+        warnings = self.guests.refresh_packages() if asked["goal"] is not Consistency.CRASH else []
         with self._catalog.write() as session:
             base = newest_base(session, found.uuid, vault_name)
             job = BackupJob(
@@ -193,28 +200,29 @@ class Service:
                 machine=found,
                 vault=vault_name,
                 point=secrets.token_hex(16),
-                goal=goal,
-                require=policy.require if require is None else require,
-                options={**self._config.extension.options, **policy.options},
-                warnings=warnings,
                 force_full=full,
                 exclude=list(exclude),
                 block_size=self._config.worker.block_size,
                 block_size_rules=self._config.block_sizes,
                 base=base,
                 earlier=bool(points_of(session, {found.uuid}, vault=vault_name)),
+                warnings=warnings,
+                **asked,
             )
-            add_job(
-                session,
-                job,
-                owner.this_process(),
-                machine=(found.uuid, found.name),
-                lock=f"machine:{found.uuid}",
-                uses_point=base.id if base else "",
-            )
+            uses = base.id if base else ""
+            name, lock = (found.uuid, found.name), f"machine:{found.uuid}"
+            add_job(session, job, owner.this_process(), machine=name, lock=lock, uses_point=uses)
             see_machine(session, found)
         self._engine.controller.start(job.id)
         return job.id
+
+    def _asked(self, machine: MachineRef, goal: Consistency | None, require: bool | None) -> _Asked:
+        policy = self._config.policy_for(machine.hypervisor, machine.name) or Policy()
+        return {
+            "goal": goal or policy.consistency or self._config.consistency,
+            "require": policy.require if require is None else require,
+            "options": {**self._config.extension.options, **policy.options},
+        }
 
     def start_restore_disk(self, point_ref: str, target: str, *, to: Path, format: str | None = None) -> str:
         """Begin to write one disk of a point into the new file `to`. Raises NotFound, Busy."""

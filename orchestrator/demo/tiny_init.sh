@@ -16,9 +16,12 @@ for module in $(cat /modules/order); do
     insmod "/modules/$module" || echo "stillframe-guest: $module did not load"
 done
 
-root=
+root= relay=
 for word in $(cat /proc/cmdline); do
-    case $word in root=*) root=${word#root=} ;; esac
+    case $word in
+    root=*) root=${word#root=} ;;
+    agent-relay) relay=yes ;;
+    esac
 done
 if [ -n "$root" ]; then
     # virtio disks appear a moment after their driver.
@@ -38,6 +41,14 @@ for port in /sys/class/virtio-ports/*; do
     [ -f "$port/name" ] && ln -sf "../${port##*/}" "/dev/virtio-ports/$(cat "$port/name")"
 done
 echo "stillframe-guest: ready"
+
+# With the word agent-relay the agent is somebody else, on the host behind a second port: bytes are passed on both ways.
+# Each port can be opened once only, so both directions share it. A port whose other side is away reads as ended.
+if [ -n "$relay" ]; then
+    exec 3<>/dev/virtio-ports/org.qemu.guest_agent.0 4<>/dev/virtio-ports/stillframe.relay
+    while :; do cat <&3 >&4; usleep 50000; done &
+    while :; do cat <&4 >&3; usleep 50000; done
+fi
 
 # The agent is all that there is: if it ends, begin again, with what /run/agent-options says.
 while :; do

@@ -11,7 +11,7 @@ import os
 
 import pytest
 
-from workers.contract.errors import GuestError
+from workers.contract.errors import GuestError, HypervisorUnreachable, StillframeError
 from workers.contract.guests import GuestOs
 from workers.guests.agent import AgentChannel
 
@@ -28,7 +28,7 @@ def scripted(**replies: object) -> AgentChannel:
         reply = left.get(name, f"!The command {name} has not been found")
         if isinstance(reply, list):
             reply = reply.pop(0)
-        if isinstance(reply, GuestError):
+        if isinstance(reply, StillframeError):
             raise reply
         if isinstance(reply, str) and reply.startswith("!"):
             return json.dumps({"error": {"class": "GenericError", "desc": reply[1:]}})
@@ -118,7 +118,10 @@ def test_lost_output_of_either_stream(stream: str) -> None:
     assert b"a" in (ran.out, ran.err)
 
 
-@pytest.mark.parametrize("lost", [GuestError("it did not answer in time"), "!Invalid parameter 'pid'"])
+LOST = [GuestError("it did not answer in time"), "!Invalid parameter 'pid'", HypervisorUnreachable("it was cut")]
+
+
+@pytest.mark.parametrize("lost", LOST)
 def test_an_end_that_was_lost(lost: object) -> None:
     channel = scripted(guest_exec={"pid": 1}, guest_exec_status=[{"exited": False}, lost])
     with pytest.raises(GuestError, match="was started in the guest, and how it ended is not known"):

@@ -94,14 +94,14 @@ class HostAgent:
         os.kill(self.process.pid, signal.SIGSTOP)
 
     def open_files(self) -> list[str]:
-        """What it has open: handles that nobody closed."""
+        """Files that it has open: handles that nobody closed."""
         found = []
         for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
             try:
                 found.append(str(link.readlink()))
             except FileNotFoundError:
                 continue
-        return found
+        return sorted(name for name in found if name.startswith("/"))
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGCONT)

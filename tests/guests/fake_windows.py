@@ -16,6 +16,7 @@ import base64
 import contextlib
 import itertools
 import json
+import re
 import socket
 import threading
 import time
@@ -185,7 +186,8 @@ class FakeWindowsAgent:
         self._send(link, reply, delimited=name == "guest-sync-delimited" and "return" in reply)
 
     def _send(self, link: socket.socket, reply: Json, *, delimited: bool = False) -> None:
-        link.sendall(b"\xff" * delimited + json.dumps(reply).encode() + b"\n")
+        text = re.sub(r"\\u[0-9a-f]{4}", lambda found: f"\\u{found.group()[2:].upper()}", json.dumps(reply))
+        link.sendall(b"\xff" * delimited + text.encode() + b"\n")
 
     # --- commands ----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import libvirt
@@ -44,41 +45,60 @@ rm -f "$1/etc/machine-id" && : > "$1/etc/machine-id"
 """
 
 
-def build_full_image(cache: Path) -> Path:
-    """The root disk of the full guest (qcow2, ext4 without a partition table) in `cache`, built if it is not there;
-    copy it before use. Takes a minute or two and network access the first time. Raises GuestBuildError."""
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a full guest is made of. What `setup` leaves in /data/vdb becomes the content of the second disk."""
+
+    name: str = "full"
+    packages: str = PACKAGES
+    setup: str = SETUP
+    size: int = SIZE
+    data_size: int = 128 * MIB
+
+
+FULL = Recipe()
+
+
+def build_full_image(cache: Path, recipe: Recipe = FULL) -> tuple[Path, Path]:
+    """System and data disk of the full guest (qcow2, ext4 without a partition table) in `cache`, built if they are
+    not there; copy them before use. Takes a minute or two and network access the first time. Raises GuestBuildError."""
     codename = _codename()
     month = datetime.date.today().strftime("%Y-%m")
-    recipe = "\n".join([codename, PACKAGES, str(SIZE), SETUP, month])
-    path = cache / f"full-{codename}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.qcow2"
+    text = "\n".join([codename, recipe.packages, str(recipe.size), str(recipe.data_size), recipe.setup, month])
+    stem = f"{recipe.name}-{codename}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    system, data = cache / f"{stem}.qcow2", cache / f"{stem}-vdb.qcow2"
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "full.lock").open("w") as lock:
+    with (cache / f"{recipe.name}.lock").open("w") as lock:
         # Two test runs must not build the same thing twice.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            for old in cache.glob("full-*.qcow2"):
+        if not (system.exists() and data.exists()):
+            for old in cache.glob(f"{recipe.name}-*.qcow2"):
                 old.unlink()
-            _build(codename, path)
-    return path
+            _build(codename, recipe, system, data)
+    return system, data
 
 
-def _build(codename: str, path: Path) -> None:
+def _build(codename: str, recipe: Recipe, system: Path, data: Path) -> None:
     if shutil.which("mmdebstrap") is None:
         raise GuestBuildError("mmdebstrap is not installed", hint="try: deploy/install-packages --dev")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".full-") as name:
+    with tempfile.TemporaryDirectory(dir=system.parent, prefix=".full-") as name:
         root = Path(name) / "root"
-        argv = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}"]
+        argv = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={recipe.packages}"]
         argv += ["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"]
-        argv += ["--dpkgopt=path-exclude=/usr/share/man/*", f"--customize-hook={SETUP.replace('$1', '${1}')}"]
+        argv += ["--dpkgopt=path-exclude=/usr/share/man/*", f"--customize-hook={recipe.setup.replace('$1', '${1}')}"]
         argv += [codename, str(root), *_sources(codename)]
         # /usr/sbin is not on everybody's PATH, and dpkg insists on it.
         environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LC_ALL": "C"}
         done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
         if done.returncode != 0:
             raise GuestBuildError(f"mmdebstrap failed: {done.stderr.strip()[-2000:]}")
-        image = Path(name) / "image.qcow2"
-        make_ext4_disk(image, SIZE, content=root)
-        image.rename(path)
+        second = Path(name) / "vdb"
+        (root / "data/vdb").rename(second)
+        (root / "data/vdb").mkdir()
+        for content, size, path in ((second, recipe.data_size, data), (root, recipe.size, system)):
+            image = Path(name) / "image.qcow2"
+            make_ext4_disk(image, size, content=content)
+            image.rename(path)
 
 
 def _codename() -> str:
@@ -136,12 +156,14 @@ def make_full_guest(
     *,
     label: str = "full",
     ssh_port: int | None = None,
+    recipe: Recipe = FULL,
 ) -> Guest:
-    """A full guest in a folder of its own under `folder`, shut off: a copy of the system on vda, an empty ext4 vdb."""
+    """A full guest in a folder of its own under `folder`, shut off: the system on vda, an ext4 vdb that is empty if
+    the recipe puts nothing there."""
     name = f"{MACHINE_PREFIX}{os.getpid()}-{label}-1"
     home = folder / name
     home.mkdir(mode=0o755)
     disks = [TinyDisk("vda", home / "vda.qcow2"), TinyDisk("vdb", home / "vdb.qcow2")]
-    shutil.copyfile(build_full_image(cache), disks[0].path)
-    make_ext4_disk(disks[1].path, 128 * MIB)
+    for cached, disk in zip(build_full_image(cache, recipe), disks, strict=True):
+        shutil.copyfile(cached, disk.path)
     return Guest(define_full(connection, name, image, disks, home, ssh_port=ssh_port), disks, image, home)

@@ -1,4 +1,4 @@
-"""What a worker refuses before anything reaches a guest, and that the same content is the same package."""
+"""What a worker refuses before anything reaches a guest."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from workers.contract.errors import GuestError, GuestTimeout
+from workers.contract.errors import GuestError, GuestTimeout, HypervisorError
 from workers.contract.guests import GuestInfo, GuestOs, Ran
 
 FREEZE_SECONDS = 30.0
@@ -126,10 +126,11 @@ class AgentChannel:
             pause = min(pause * 2, _POLL_MOST)
 
     def _status(self, program: str, pid: object) -> Json:
-        """An agent tells the end of a command once: when that reply is lost, so is the end."""
+        """An agent tells the end of a command once: when that reply is lost, so is the end. To libvirt's client a reply
+        that is too long looks like a lost connection."""
         try:
             return self._table("guest-exec-status", STATUS_SECONDS, {"pid": pid})
-        except GuestError as error:
+        except (GuestError, HypervisorError) as error:
             words = f"{program} was started in the guest, and how it ended is not known: {error}"
             raise GuestError(words, hint=error.hint) from None
 

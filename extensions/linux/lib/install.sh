@@ -42,7 +42,7 @@ point() {
 }
 
 verb_enable() {
-    is_version "$version" && case $version in .*) false ;; esac || fail 30 "$here is no installed version"
+    is_version "$version" || fail 30 "$here is no installed version"
     refuse_under_lease
     state_of "$root"
     read_machine

@@ -1,113 +1,142 @@
-# The lease, its watchdog, and the end of both. Sourced by ext.
+# The lease: which job holds this guest, and until when. One file in memory, made by a hard link, so that it is there as a
+# whole or not at all and only one of two jobs gets it. It names the job's folder in memory and the process that works on
+# it; deadlines are uptimes, so no change of the clock prolongs it, and a reboot ends it.
 #
-# The folder $JOB is the lease: made by mkdir, which only one can win. It stays after the resume, so that whoever asks
-# again gets the same answer, and is replaced by the next job's.
+# In the job's folder: `armed.1`, `armed.2` (deadline and process of the watchdogs), `watchdog.state` (armed or fired),
+# `claim.N` (who resumes), `apps`, `app/NAME/…` and `out/…` of the scripts.
 
-# Whether a job holds the guest; sets $holder and $left (seconds).
-lease_alive() {
-    [ -e "$JOB/name" ] && [ ! -e "$JOB/answer" ] || return 1
-    read -r holder <"$JOB/name"
-    until=0
-    [ ! -e "$JOB/until" ] || read -r until <"$JOB/until"
-    clock
-    left=$((until - now))
-    [ "$left" -gt 0 ]
+# Sets $held_job, $held_dir and the process that took the lease; fails if there is none.
+read_lease() {
+    held_job=
+    { read -r held_job held_dir taker taker_start <"$mem/lease"; } 2>/dev/null
+    [ -n "$held_job" ]
 }
 
+# Whether the lease that was read still counts: somebody works on it, or its watchdog's deadline has not passed. Sets
+# $left_s.
+lease_holds() {
+    now
+    deadline=$now
+    { read -r deadline rest <"$held_dir/armed.1"; } 2>/dev/null
+    { read -r deadline rest <"$held_dir/armed.2"; } 2>/dev/null
+    left=$((${deadline:-$now} - now))
+    [ "$left" -gt 0 ] || left=0
+    fraction=$((left % 100))
+    case $fraction in ?) fraction=0$fraction ;; esac
+    left_s=$((left / 100)).$fraction
+    [ "$left" -gt 0 ] || alive "$taker" "$taker_start" || is_claimed
+}
+
+# Whether a living process resumes the job whose lease was read. Sets $claims to the number of those that began to.
+is_claimed() {
+    claims=0
+    while [ -f "$held_dir/claim.$((claims + 1))" ]; do
+        claims=$((claims + 1))
+    done
+    [ "$claims" -gt 0 ] || return
+    { read -r claimer claimer_start <"$held_dir/claim.$claims"; } 2>/dev/null
+    alive "$claimer" "$claimer_start"
+}
+
+# Takes the lease for $job and sets $dir to its folder; ends with 11 while another job has it.
 take_lease() {
-    mkdir -p -m 0700 "$RUN" || fail 20 "$RUN cannot be made"
-    if [ -e "$JOB" ]; then
-        if lease_alive && [ "$holder" != "$job" ]; then
-            fail 11 "job $holder holds the guest for another $left s at most"
+    now
+    dir=$mem/job.$$-$now
+    started_at $$
+    { mkdir -p "$dir/app" "$dir/out" && echo "$job $dir $$ $start" >"$dir/lease" &&
+        echo armed >"$dir/watchdog.state" && mkfifo "$dir/events"; } 2>/dev/null || give_up "$mem cannot be written"
+    tries=0
+    until ln "$dir/lease" "$mem/lease" 2>/dev/null; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 5 ] || give_up "$mem/lease cannot be made"
+        read_lease || continue
+        if [ "$held_job" != "$job" ]; then
+            if lease_holds; then
+                rm -rf "$dir"
+                fail 11 "job $held_job holds this guest for another $left_s s"
+            fi
+            note "job $held_job was never ended here, and was now"
         fi
-        if [ -e "$JOB/name" ] && [ ! -e "$JOB/answer" ]; then
-            holder=$(cat "$JOB/name")
-            [ "$holder" = "$job" ] || note "job $holder had not let go of the guest: it was resumed"
-            (job=$holder && by=host && verb_resume) >/dev/null 2>&1
-        fi
-        rm -rf "$JOB"
-    fi
-    mkdir -m 0700 "$JOB" 2>/dev/null || fail 11 "another job takes the guest at this moment"
-    mkdir "$JOB/state" "$JOB/records" "$JOB/log" "$JOB/result" || fail 20 "$RUN is full"
-    clock
-    echo $((now + limit_s + freeze_s + 60)) >"$JOB/until"
-    : >"$JOB/started"
-    printf '%s\n' "$uuid" "$goal" "$limit_s" "$freeze_s" "$app_options" >"$JOB/asked"
-    echo "$job" >"$JOB/name" || fail 20 "$RUN is full"
+        /bin/sh "$here/ext" resume --job "$held_job" >/dev/null 2>&1 </dev/null
+    done
+    remove_old
+    end_watchdog # of a job that is over: its last thaws are not for this one
+    # The same job may come again: what it came to before is not its result.
+    [ ! -e "$mem/last" ] || : >"$mem/last"
 }
 
-# Sets $way to how a watchdog here would thaw; empty: there is no way.
-watchdog_way() {
-    if [ -w /proc/sysrq-trigger ]; then
-        way=sysrq
+give_up() {
+    rm -rf "$dir"
+    fail 20 "$1"
+}
+
+# Removes folders of jobs whose end was cut short. Those that end right now remove themselves.
+remove_old() {
+    set +f
+    for old in "$mem"/job.*; do
+        set -f
+        [ "$old" != "$dir" ] && [ -d "$old" ] || continue
+        ended=
+        { read -r ended <"$old/ended"; } 2>/dev/null
+        now
+        [ -z "$ended" ] || [ $((now - ended)) -gt 60000 ] || continue
+        rm -rf "$old"
+    done
+    set -f
+}
+
+# --- the watchdog ----------------------------------------------------------------------------------------------
+
+# Sets $method to how a watchdog can thaw here, or to nothing. Opening the file does nothing yet.
+find_method() {
+    method=
+    if { true >>/proc/sysrq-trigger; } 2>/dev/null; then
+        method=sysrq
     elif command -v fsfreeze >/dev/null; then
-        way=fsfreeze
-    else
-        way=
+        method=fsfreeze
     fi
 }
 
-# Starts a watchdog that fires in $1 seconds, then ends the one before. Sets $armed, $way.
+# Arms watchdog number $1 with a deadline in $2 seconds, and then ends the one before. Without a way to thaw it is armed all
+# the same: it resumes the job. Fails if it cannot be armed.
 arm() {
-    armed=false
-    watchdog_way
-    [ -n "$way" ] || { way="the guest has neither sysrq nor fsfreeze"; return; }
-    old=$(cat "$JOB/watchdog" 2>/dev/null)
-    rm -f "$JOB/watchdog"
-    cp "$HERE/watchdog" "$RUN/watchdog" 2>/dev/null || { way="$RUN is full"; return; }
-    setsid /bin/sh "$RUN/watchdog" "$1" "$job" "$way" "$HERE/ext" "$JOB" </dev/null >/dev/null 2>&1 &
-    patience=250
-    until [ -s "$JOB/watchdog" ] || [ $((patience -= 1)) -eq 0 ]; do sleep 0.02; done
-    [ -s "$JOB/watchdog" ] || { way="the watchdog did not start"; return; }
-    armed=true
-    clock
-    echo $((now + $1 + 60)) >"$JOB/until"
-    [ -z "$old" ] || kill -- "-$old" 2>/dev/null
-}
-
-# Whatever this job holds is let go; prints the answer. Called once per job.
-resume() {
-    lost= failed=
-    {
-        read -r uuid
-        read -r goal
-        read -r limit_s
-        read -r freeze_s
-        read -r app_options
-    } <"$JOB/asked"
-    [ ! -e "$JOB/failed" ] || failed=yes
-    check_holders
-    watchdog=absent
-    pid=$(cat "$JOB/watchdog" 2>/dev/null)
-    if [ -e "$JOB/fired" ]; then
-        watchdog=fired
-    elif [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; then
-        watchdog=silent
+    if [ "$1" = 1 ]; then
+        cat "$here/lib/common.sh" "$here/watchdog" >"$dir/watchdog" || return
     fi
-    [ "$by" = watchdog ] || [ -z "$pid" ] || kill -- "-$pid" 2>/dev/null
-    rm -f "$JOB"/result/*.post
-    post_scripts
-    keep_log
-    answer "\"watchdog\": \"$watchdog\", \"holders_lost\": [$lost], \"scripts\": [$(results post)],
-        \"records\": {$(records)}, \"log\": \"$(base64 <"$JOB/all.log" | tr -d '\n')\", \"notes\": [$notes]"
+    # It says that it is armed and closes the descriptor: then the substitution ends, not with the process.
+    said=$(
+        setsid /bin/sh "$dir/watchdog" "$dir" "$job" "$1" "$2" "$method" "$here/ext" \
+            3>&1 >/dev/null 2>&1 </dev/null 8>&- &
+    )
+    case $said in 'armed '*) ;; *) return 1 ;; esac
+    end_watchdog
+    echo "${said#armed }" >"$mem/watchdog" && return
+    set -- ${said#armed }
+    kill -KILL "-$1"
+    return 1
+} 2>/dev/null
+
+# Ends the watchdog that was armed last, with its `sleep`.
+end_watchdog() {
+    dog=
+    { read -r dog dog_start <"$mem/watchdog"; } 2>/dev/null || return 0
+    alive "$dog" "$dog_start" && kill -KILL "-$dog"
+    : >"$mem/watchdog"
 }
 
-# The job's output behind the guest's own log of all jobs, which may be full or read-only.
-keep_log() {
-    for file in "$JOB"/log/*.pre.log "$JOB"/log/*.post.log; do
-        [ -s "$file" ] || continue
-        name=${file##*/}
-        echo "== ${name%.log}"
-        cat "$file"
-        echo
-    done >"$JOB/all.log"
-    [ -s "$JOB/all.log" ] || return 0
-    {
-        mkdir -p -m 0700 "$LOGS" && {
-            [ ! -e "$LOGS/scripts.log" ] || [ "$(wc -c <"$LOGS/scripts.log")" -lt 1048576 ] ||
-                mv "$LOGS/scripts.log" "$LOGS/scripts.log.1"
-            { echo "==== job $job, $(date)" && cat "$JOB/all.log"; } >>"$LOGS/scripts.log"
-        }
-    } 2>/dev/null
-    return 0
+# Sets $watched to what the watchdog of the job in $dir did: silent, fired, or absent.
+ask_watchdog() {
+    watched=absent
+    state=
+    { read -r state <"$dir/watchdog.state"; } 2>/dev/null
+    if [ "$state" = fired ]; then
+        watched=fired
+        return
+    fi
+    for number in 2 1; do
+        dog=
+        { read -r deadline dog dog_start <"$dir/armed.$number"; } 2>/dev/null || continue
+        alive "$dog" "$dog_start" && watched=silent
+        return
+    done
 }

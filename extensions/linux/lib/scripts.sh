@@ -1,230 +1,355 @@
-# Runs application scripts (CONTRACT.md section 5). Sourced by ext.
+# Runs application scripts (CONTRACT.md, section 5): those of one number in parallel, each in a session of its own, their
+# output through a reader that keeps a little and drains the rest.
+#
+# One loop waits for all of them, on a pipe into which every helper writes what happened: `end`, when a script has ended;
+# `eof`, when nobody holds its output any more; `tick`, each second, on which time limits are looked at. So a script, or a
+# daemon that it left behind, can hold up nothing: at worst its time passes.
 
-CAP=65536
-EACH_S=30
+SCRIPT_SECONDS=30
+TERM_HUNDREDTHS=500
+KILL_HUNDREDTHS=300
+DRAIN_HUNDREDTHS=100
+TRIES=3
+OUTPUT_BYTES=65536
 
-# Names of all applications, shipped and the guest's own, in order.
-app_names() {
-    for found in "$HERE"/apps/[0-9][0-9]-* "$USER_APPS"/[0-9][0-9]-*; do
-        [ -e "$found/run" ] || continue
-        case ${found##*/} in *[!A-Za-z0-9._-]*) ;; *) echo "${found##*/}" ;; esac
-    done | sort -u
+results= # JSON of all runs
+failed=  # not empty: a script failed
+
+# Script number $1 as variables; `keep` writes back what changes.
+load() {
+    i=$1
+    eval "app=\$app_$i folder=\$folder_$i try=\$try_$i stage=\$stage_$i begun=\$begun_$i limit=\$limit_$i code=\$code_$i"
+    home=$dir/app/$app
 }
 
-# Sets $folder: the guest's own application takes the place of the shipped one of its name.
-app_folder() {
-    folder=$HERE/apps/$1
-    [ ! -e "$USER_APPS/$1/run" ] || folder=$USER_APPS/$1
+keep() {
+    eval "try_$i=\$try stage_$i=\$stage begun_$i=\$begun limit_$i=\$limit code_$i=\$code"
 }
 
-# All pre scripts, by number; sets $failed. After a failure no later number begins, and what has begun is undone at once.
-pre_scripts() {
-    failed= number=
-    clock
-    end=$((now + limit_s))
-    all=$(app_names)
-    for name in $all; do
-        if [ "${name%%-*}" != "$number" ]; then
-            wait_for_scripts pre
-            number=${name%%-*}
-        fi
-        if [ -n "$failed" ]; then
-            result "$name" pre skipped 0 0 0 "another one had failed"
-            continue
-        fi
-        begin "$name" pre
-    done
-    wait_for_scripts pre
-    [ -z "$failed" ] || post_scripts
-    clock
-    # A holder is this very process: its number and when it began.
-    for name in $(cat "$JOB/started"); do
-        pid=$(cat "$JOB/state/$name/holder" 2>/dev/null) || continue
-        echo "$pid $(began "$pid")" >"$JOB/state/$name.holder"
-    done
-}
-
-# Post scripts of all that have begun and are not undone yet, backwards.
-post_scripts() {
-    number=
-    backwards=
-    for name in $(cat "$JOB/started"); do backwards="$name $backwards"; done
-    : >"$JOB/started"
-    clock
-    end=$((now + EACH_S * 4))
-    for name in $backwards; do
-        if [ "${name%%-*}" != "$number" ]; then
-            wait_for_scripts post
-            number=${name%%-*}
-        fi
-        begin "$name" post
-    done
-    wait_for_scripts post
-}
-
-# Starts the script of $1 for phase $2 in the background.
-begin() {
-    (one "$1" "$2") </dev/null >/dev/null 2>&1 &
-    running="${running:-} $!:$1"
-}
-
-# Waits for what was begun; notes what has to be undone, and failures in $failed.
-wait_for_scripts() {
-    for entry in ${running:-}; do
-        wait "${entry%%:*}"
-        name_of=${entry#*:}
-        [ "$1" = pre ] || continue
-        case $(cat "$JOB/result/$name_of.pre" 2>/dev/null) in
-            *'"outcome": "not_applicable"'* | *'"outcome": "refused"'*) ;;
-            *) echo "$name_of" >>"$JOB/started" ;;
+# Finds all application scripts: sets $count, app_N and folder_N, in the order of names. Those of the guest's administrator
+# take the place of ours.
+find_apps() {
+    count=0
+    names=
+    own=
+    set +f
+    for folder in "$here"/apps/* /etc/stillframe/apps/*; do
+        set -f
+        [ -d "$folder" ] || continue
+        app=${folder##*/}
+        case $app in
+            *[!a-z0-9_-]* | ????????????????????????????????????????????*) ;;
+            [0-9][0-9]-[a-z0-9]*)
+                case "$names " in *" $app "*) ;; *) names="$names $app" ;; esac
+                case $folder in /etc/*) own="$own $app " ;; esac
+                continue
+                ;;
         esac
-        case $(cat "$JOB/result/$name_of.pre" 2>/dev/null) in
-            *'"outcome": "ok"'* | *'"outcome": "not_applicable"'*) ;;
-            *) failed=yes; : >"$JOB/failed" ;;
-        esac
+        note "$folder is passed over: an application's folder is named like 50-myapp"
     done
-    running=
+    set -f
+    [ -z "$own" ] || names=$(printf '%s\n' $names | sort)
+    for app in $names; do
+        count=$((count + 1))
+        eval "app_$count=\$app folder_$count=\$here/apps/\$app"
+        case $own in *" $app "*) eval "folder_$count=/etc/stillframe/apps/\$app" ;; esac
+    done
 }
 
-# One script with its tries, in a process of its own.
-one() {
-    name=$1 phase=$2
-    app_folder "$name"
-    clock
-    since=$ticks
-    exec 8<"$folder/run" || { result "$name" "$phase" refused 0 0 0 "run cannot be opened"; return; }
-    why=$(untrusted "$folder")
-    [ -z "$why" ] || { result "$name" "$phase" refused 0 0 0 "$why"; return; }
-    mkdir -p "$JOB/state/$name" "$JOB/records/$name"
-    log=$JOB/log/$name.$phase
-    tries=0
-    while :; do
-        tries=$((tries + 1))
-        clock
-        seconds=$((end - now))
-        [ "$seconds" -lt $EACH_S ] || seconds=$EACH_S
-        [ "$seconds" -gt 0 ] || { code=60; : >"$log.late"; break; }
-        try
-        [ "$code" = 75 ] && [ "$tries" -lt 3 ] || break
-        sleep 1
+# Makes folders for all scripts in the job's folder, and the list from which `resume` knows them.
+make_homes() {
+    set --
+    number=0
+    while [ "$number" -lt "$count" ]; do
+        number=$((number + 1))
+        load "$number"
+        set -- "$@" "$home/state" "$home/records"
+        echo "$app $folder" >>"$dir/apps"
     done
-    clock
-    outcome=failed
-    case $code in 0) outcome=ok ;; 3) outcome=not_applicable ;; esac
-    [ ! -e "$log.late" ] || outcome=timeout
-    detail=
-    [ "$outcome" != failed ] || detail=$(tail -n 1 "$log.log" 2>/dev/null | head -c 300 | tr -cd '\40-\176')
-    result "$name" "$phase" "$outcome" "$code" $((ticks - since)) "$tries" "$detail"
+    [ $# -eq 0 ] || mkdir -p "$@"
 }
 
-# Runs the script behind descriptor 8 once, in a session of its own; sets $code.
-try() {
-    [ -p "$log.pipe" ] || mkfifo "$log.pipe"
-    # Reads on after its share is full, and after the script has ended: a daemon must not be stopped by a full pipe.
-    { head -c $CAP >>"$log.log"; exec cat; } <"$log.pipe" >/dev/null 2>&1 &
-    reader=$!
-    word=
-    for option in $app_options; do
-        case $option in "${name#??-}="*) word=${option#*=} ;; esac
+# --- one phase -------------------------------------------------------------------------------------------------
+
+# Runs the scripts with the numbers $2…, in this order, for phase $1 and within $phase_until; those with the same two
+# digits at once. After a failed `pre` the others are not started.
+run_phase() {
+    phase=$1
+    shift
+    [ $# -gt 0 ] || return
+    exec 8<>"$dir/events"
+    # Ends with this process, even if that is killed.
+    (while sleep 1 && [ -d /proc/$$ ]; do echo tick >&8; done) >/dev/null 2>&1 </dev/null &
+    ticker=$!
+    group=
+    digits=
+    for number; do
+        load "$number"
+        if [ "${app%%-*}" != "$digits" ]; then
+            run_group $group
+            group=
+        fi
+        digits=${app%%-*}
+        group="$group $number"
     done
-    so_far=ok
-    [ -z "${failed:-}" ] || so_far=failed
-    env -i PATH="$PATH" LC_ALL=C HOME=/root STILLFRAME_JOB="$job" STILLFRAME_UUID="$uuid" STILLFRAME_PHASE="$phase" \
-        STILLFRAME_GOAL="$goal" STILLFRAME_APP_DIR="$folder" STILLFRAME_OPTION="$word" STILLFRAME_DEADLINE="$seconds" \
-        STILLFRAME_HOLD=$((limit_s + freeze_s + 10)) STILLFRAME_MOUNTS="$JOB/mounts" STILLFRAME_STATE="$JOB/state/$name" \
-        STILLFRAME_RECORDS="$JOB/records/$name" STILLFRAME_RESULT="$so_far" \
-        setsid /proc/self/fd/8 "$phase" >"$log.pipe" 2>&1 </dev/null &
-    script=$!
-    (
-        trap 'kill "$nap" 2>/dev/null; exit' TERM
-        sleep "$seconds" & nap=$!
-        wait "$nap"
-        : >"$log.late"
-        kill -TERM -- "-$script"
-        sleep 5 & nap=$!
-        wait "$nap"
-        kill -KILL -- "-$script"
-    ) >/dev/null 2>&1 </dev/null 8<&- &
-    timer=$!
-    wait "$script"
-    code=$?
-    kill "$timer" 2>/dev/null
-    # What the script itself has said is in the log by now; a daemon of its own may go on for ever.
-    patience=20
-    while kill -0 "$reader" 2>/dev/null && [ $((patience -= 1)) -gt 0 ]; do sleep 0.02; done
+    run_group $group
+    kill "$ticker"
 }
 
-# Says why the file behind descriptor 8, or a folder above it, could have been written by somebody else than root.
-untrusted() {
-    real=$(cd "$1" && pwd -P) || { echo "its folder is gone"; return; }
-    [ ! -L "$real/run" ] || { echo "run is a link"; return; }
-    above=/
-    rest=${real#/}
-    path=
-    while [ -n "$rest" ]; do
-        path=$path/${rest%%/*}
-        above="$above $path"
-        case $rest in */*) rest=${rest#*/} ;; *) rest= ;; esac
-    done
-    # shellcheck disable=SC2086 # no name here has a space: see app_names
-    stat -L -c '%u %a %n' /proc/self/fd/8 $above | while read -r owner mode path; do
-        [ "$owner" = 0 ] || { echo "$path belongs to user $owner, not to root"; break; }
-        case $mode in
-            *[2367]? | *[2367]) echo "$path can be written by others (mode $mode)"; break ;;
-            [2467]???) [ "$path" != /proc/self/fd/8 ] || { echo "run has mode $mode"; break; } ;;
-        esac
-    done
-    [ -f /proc/self/fd/8 ] || echo "run is no regular file"
-}
-
-# Notes how a run ended: name, phase, outcome, code, hundredths of a second, tries, detail.
-result() {
-    json "$7"
-    printf '{"name": "%s", "phase": "%s", "outcome": "%s", "code": %d, "seconds": %d.%02d, "tries": %d, "detail": %s}' \
-        "$1" "$2" "$3" "$4" $(($5 / 100)) $(($5 % 100)) "$6" "$quoted" >"$JOB/result/$1.$2"
-}
-
-# Prints the results of the given phases.
-results() {
-    comma=
-    for phase in "$@"; do
-        for file in "$JOB"/result/*."$phase"; do
-            [ -e "$file" ] || continue
-            read -r line <"$file" || :
-            printf '%s%s' "$comma" "$line"
-            comma=', '
+run_group() {
+    if [ "$phase:$failed" = pre:yes ]; then
+        for number; do
+            load "$number"
+            add_result skipped 0 0 0 'another one had failed before'
         done
+        return
+    fi
+    open=$#
+    for number; do
+        load "$number"
+        now
+        begun=$now
+        try=0
+        launch
+    done
+    while [ "$open" -gt 0 ]; do
+        read -r event of number at how <&8
+        case $event:$of in
+            tick:) for number; do on_tick "$number"; done ;;
+            "end:$phase") on_end "$number" "$at" "$how" ;;
+            "eof:$phase") on_eof "$number" "$at" ;;
+        esac
     done
 }
 
-# When a process began, in ticks since boot: a number that was used again is another process.
-began() {
-    read -r line <"/proc/$1/stat" 2>/dev/null || return 1
-    # shellcheck disable=SC2086
-    set -- ${line##*) }
-    echo "${20}"
+# Starts the script that is loaded, once more if it was before.
+launch() {
+    now
+    seconds=$(((phase_until - now) / 100))
+    if [ "$seconds" -lt 1 ]; then
+        if [ "$try" -eq 0 ]; then finish skipped 'no time was left'; else finish failed; fi
+        return
+    fi
+    [ "$seconds" -le "$SCRIPT_SECONDS" ] || seconds=$SCRIPT_SECONDS
+    try=$((try + 1))
+    limit=$((now + seconds * 100))
+    stage=running
+    code=
+    keep
+    run_script 2>&1 </dev/null | read_output >/dev/null 2>&1 &
 }
 
-# Puts the names of applications that are no longer held into $lost.
-check_holders() {
-    for file in "$JOB"/state/*.holder; do
-        [ -e "$file" ] || continue
-        read -r pid start <"$file"
-        if [ "$(began "$pid")" != "$start" ]; then
-            name=${file##*/}
-            lost="$lost${lost:+, }\"${name%.holder}\""
-        fi
+on_end() {
+    load "$1"
+    [ "$2" = "$try" ] || return
+    case $stage in
+        running) code=$3 ;;
+        ending | killed)
+            signal KILL # what is left of its group has had its time, too
+            code=timeout
+            ;;
+        *) return ;;
+    esac
+    now
+    stage=draining
+    limit=$((now + DRAIN_HUNDREDTHS))
+    keep
+}
+
+on_eof() {
+    load "$1"
+    [ "$2" = "$try" ] || return
+    case $stage in
+        draining) settle ;;
+        running | ending | killed) # its helper is gone without a word
+            code=127
+            settle
+            ;;
+    esac
+}
+
+on_tick() {
+    load "$1"
+    now
+    [ "$now" -ge "$limit" ] || return
+    case $stage in
+        running)
+            signal TERM
+            stage=ending
+            limit=$((now + TERM_HUNDREDTHS))
+            ;;
+        ending)
+            signal KILL
+            stage=killed
+            limit=$((now + KILL_HUNDREDTHS))
+            ;;
+        killed) # not even that ends it: it waits for a disk
+            code=timeout
+            settle
+            return
+            ;;
+        draining) # something that it left behind holds its output
+            settle
+            return
+            ;;
+        again)
+            launch
+            return
+            ;;
+        *) return ;;
+    esac
+    keep
+}
+
+signal() {
+    pid=
+    { read -r pid pid_start <"$home/pid"; } 2>/dev/null
+    [ -n "$pid" ] && kill "-$1" "-$pid" 2>/dev/null
+}
+
+# The script that is loaded has ended: again, or what did it come to?
+settle() {
+    case $code in
+        0) finish ok ;;
+        3) finish not_applicable ;;
+        timeout) finish timeout "killed after $SCRIPT_SECONDS s, or when no time was left" ;;
+        refused)
+            why=
+            { read -r why <"$home/refused"; } 2>/dev/null
+            finish refused "$why"
+            ;;
+        75)
+            if [ "$try" -ge "$TRIES" ]; then
+                finish failed
+                return
+            fi
+            now
+            stage=again
+            limit=$((now + 50))
+            keep
+            ;;
+        *) finish failed ;;
+    esac
+}
+
+finish() {
+    stage=over
+    keep
+    open=$((open - 1))
+    now
+    why=$2
+    case $1:$why in failed: | timeout:*) last_words ;; esac
+    case $code in '' | *[!0-9]*) code=0 ;; esac
+    add_result "$1" "$code" "$((now - begun))" "$try" "$why"
+    case $1 in failed | timeout | refused | skipped) failed=yes ;; esac
+    [ "$phase" = pre ] && know_holder
+}
+
+# Adds what it said last to $why.
+last_words() {
+    [ -s "$dir/out/$app.$phase" ] || return
+    said=$(tail -n 1 "$dir/out/$app.$phase" | tr -d '\000')
+    why=${why:+$why: }$(printf '%.200s' "$said")
+}
+
+# Adds to $results: outcome $1, exit code $2, hundredths of seconds $3, tries $4, detail $5.
+add_result() {
+    fraction=$(($3 % 100))
+    case $fraction in ?) fraction=0$fraction ;; esac
+    quote "$5"
+    line="\"name\":\"$app\",\"phase\":\"$phase\",\"outcome\":\"$1\",\"code\":$2,\"seconds\":$(($3 / 100)).$fraction"
+    results=${results:+$results,}{$line,\"tries\":$4,\"detail\":$json}
+    echo "$app $phase $1 $2 $(($3 / 100)).$fraction" >>"$dir/results"
+}
+
+# Notes which process holds the application: a number alone may be another process's by the time it is looked for.
+know_holder() {
+    [ -f "$home/state/holder" ] || return
+    holder=
+    read -r holder <"$home/state/holder"
+    start=none
+    case $holder in '' | *[!0-9]*) holder=0 ;; *) started_at "$holder" || start=none ;; esac
+    echo "$holder $start" >"$home/holder"
+}
+
+# --- one run, in a process of its own --------------------------------------------------------------------------
+
+# Runs the script that is loaded through an open file that was judged: what was looked at is what is run.
+run_script() {
+    [ "$phase" != pre ] || : >"$home/started"
+    judge
+    export STILLFRAME_JOB="$job" STILLFRAME_UUID="$uuid" STILLFRAME_PHASE="$phase" STILLFRAME_GOAL="$goal"
+    export STILLFRAME_APP_DIR="$real" STILLFRAME_OPTION="$(option_of "${app#??-}")" STILLFRAME_DEADLINE="$seconds"
+    export STILLFRAME_HOLD="$(((phase_until - now) / 100 + freeze_s + 10))" STILLFRAME_MOUNTS="$dir/mounts"
+    export STILLFRAME_STATE="$home/state" STILLFRAME_RECORDS="$home/records"
+    [ "$phase" != post ] || export STILLFRAME_RESULT="${result:-ok}"
+    # From memory nothing can be executed in many guests, but an interpreter can read it.
+    interpreter=
+    case $real in
+        /run/*)
+            read -r first <&9
+            case $first in '#!'*) interpreter=${first#'#!'} ;; esac
+            ;;
+    esac
+    cd /
+    unset LC_ALL PWD OLDPWD
+    setsid $interpreter /proc/self/fd/9 "$phase" 8>&- &
+    script=$!
+    started_at "$script"
+    echo "$script $start" >"$home/pid"
+    wait "$script"
+    echo "end $phase $i $try $?" >&8
+}
+
+# Opens `run` as descriptor 9 and judges the open file, and the folders above as those that lead to it from here: names
+# may change meanwhile, these do not. Sets $real to its folder.
+judge() {
+    cd -P "$folder" 2>/dev/null || refuse "$folder cannot be entered"
+    real=$PWD
+    [ -f run ] && [ ! -h run ] || refuse "$folder/run is no plain file"
+    exec 9<run
+    set -- .
+    above=${real%/}
+    up=.
+    while [ -n "$above" ]; do
+        up=$up/..
+        set -- "$@" "$up"
+        above=${above%/*}
+    done
+    set -- $(stat -L -c '%f %u' /proc/self/fd/9 "$@" 2>/dev/null)
+    [ $# -ge 4 ] || refuse "$folder/run cannot be judged"
+    [ $((0x$1 & 0xf000)) -eq $((0x8000)) ] || refuse "$folder/run is no plain file"
+    [ $((0x$1 & 0x49)) -ne 0 ] || refuse "$folder/run is not executable"
+    [ $((0x$1 & 0xc00)) -eq 0 ] || refuse "$folder/run is set-uid or set-gid"
+    what=$folder/run
+    while [ $# -gt 0 ]; do
+        [ "$2" = 0 ] || refuse "$what does not belong to root"
+        [ $((0x$1 & 0x12)) -eq 0 ] || refuse "$what can be changed by others than root"
+        shift 2
+        what="a folder above $folder/run"
     done
 }
 
-# Prints what scripts left to be kept with the point.
-records() {
-    comma=
-    for kept in "$JOB"/records/*/*; do
-        [ -f "$kept" ] && [ ! -L "$kept" ] || continue
-        from=${kept#"$JOB/records/"}
-        json "$from"
-        printf '%s%s: "%s"' "$comma" "$quoted" "$(head -c $CAP "$kept" | base64 | tr -d '\n')"
-        comma=', '
+refuse() {
+    rm -f "$home/started" # there is nothing to undo
+    echo "$1" >"$home/refused"
+    echo "end $phase $i $try refused" >&8
+    exit
+}
+
+# The word of the policy for application $1.
+option_of() {
+    for option in $options; do
+        [ "${option%%=*}" != "$1" ] || word=${option#*=}
     done
+    printf %s "$word"
+}
+
+# Keeps the beginning of the output and reads on until nobody holds it. `dd` byte by byte: others keep what they have read
+# to themselves until they end, and a daemon may never let them.
+read_output() {
+    if ! dd bs=1 count="$OUTPUT_BYTES" of="$dir/out/$app.$phase" 2>/dev/null || [ -s "$dir/out/$app.$phase" ]; then
+        cat >/dev/null
+    fi
+    echo "eof $phase $i $try" >&8
 }

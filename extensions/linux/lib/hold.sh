@@ -1,0 +1,280 @@
+# Holding a guest for one point in time and letting go: `probe`, `quiesce`, `resume`.
+#
+# Whoever dies in between, `resume` is called: by the host, by the next job, or by the watchdog; each script's `post` is run
+# once all the same. Until it has ended nothing is written but to memory.
+
+RECORD_BYTES=65536
+ALL_RECORDS_BYTES=163840
+LOG_BYTES=131072
+LOG_FILE_BYTES=1048576
+WAIT_SECONDS=170
+
+enter_memory() {
+    [ -d "$mem" ] || mkdir -p "$mem" 2>/dev/null || fail 20 "$mem cannot be made"
+    [ -O "$mem" ] && [ ! -h "$mem" ] || fail 30 "$mem does not belong to root"
+}
+
+# Sets $numbers to 1…$count.
+count_up() {
+    numbers=
+    number=0
+    while [ "$number" -lt "$count" ]; do
+        number=$((number + 1))
+        numbers="$numbers $number"
+    done
+}
+
+verb_probe() {
+    require_tools
+    enter_memory
+    find_method
+    find_apps
+    now
+    dir=$mem/probe.$$-$now
+    mkdir -p "$dir/app" "$dir/out" && mkfifo "$dir/events" || give_up "$mem cannot be written"
+    make_homes
+    phase_until=$((now + 2000))
+    count_up
+    run_phase probe $numbers
+    apps=
+    while read -r app phase outcome rest; do
+        [ "$outcome" != ok ] || apps=${apps:+$apps,}\"$app\"
+    done 2>/dev/null <"$dir/results"
+    rm -rf "$dir"
+    watchdog=true
+    [ -n "$method" ] || watchdog=false
+    quote "${method:-neither sysrq nor fsfreeze}"
+    done_with "\"watchdog\":$watchdog,\"detail\":$json,\"apps\":[$apps],\"notes\":[$notes]"
+}
+
+# --- quiesce ---------------------------------------------------------------------------------------------------
+
+verb_quiesce() {
+    case $job in '' | */*) fail 30 '--job is needed' ;; esac
+    case $goal in crash | filesystem | application) ;; *) fail 30 "--goal: $goal is none" ;; esac
+    require_tools
+    enter_memory
+    find_method
+    take_lease
+    count=0
+    [ "$goal" != application ] || find_apps
+    first_s=$freeze_s
+    [ "$count" -eq 0 ] || first_s=$((limit_s + freeze_s))
+    armed=true
+    arm 1 "$first_s" || armed=false
+    find_mounts
+    list_mounts "$dir/mounts"
+    if [ "$count" -gt 0 ]; then
+        run_pre_scripts
+        read -r state <"$dir/watchdog.state"
+        if [ "$state" = fired ]; then
+            fail 60 'the pre scripts took longer than the watchdog waits'
+        fi
+        arm 2 "$freeze_s" || armed=false
+    fi
+    detail=$method
+    if [ -z "$method" ]; then
+        armed=false
+        detail='this guest has neither sysrq nor fsfreeze'
+    elif [ "$armed" = false ]; then
+        detail='it could not be started'
+    fi
+    quote "$detail"
+    fields="\"watchdog\":$armed,\"watchdog_detail\":$json,\"mounts\":[$mounts],\"partial\":$partial"
+    done_with "$fields,\"scripts\":[$results],\"notes\":[$notes]"
+}
+
+# Runs `pre` of all, and `post` at once if one failed.
+run_pre_scripts() {
+    printf '%s\n' "$uuid" "$goal" "$freeze_s" "$options" >"$dir/facts"
+    make_homes
+    now
+    phase_until=$((now + limit_s * 100))
+    count_up
+    run_phase pre $numbers
+    if [ -n "$failed" ]; then
+        : >"$dir/failed"
+        run_post_scripts
+    fi
+}
+
+# Runs `post`, the last ones first, for all that had started and have not had it.
+run_post_scripts() {
+    result=ok
+    [ ! -e "$dir/failed" ] || result=failed
+    due=
+    for number in $numbers; do
+        load "$number"
+        [ -e "$home/started" ] && [ ! -e "$home/posted" ] || continue
+        : >"$home/posted"
+        due="$number $due"
+    done
+    now
+    phase_until=$((now + 100 * 86400))
+    run_phase post $due
+}
+
+# --- resume ----------------------------------------------------------------------------------------------------
+
+verb_resume() {
+    [ -n "$job" ] || fail 30 '--job is needed'
+    enter_memory
+    claim_job
+    ask_watchdog
+    stop_what_runs
+    read_apps
+    lost=
+    find_lost_holders
+    run_post_scripts
+    records=
+    collect_records
+    log=
+    [ ! -s "$dir/results" ] || log=$(print_log | base64 | tr -d '\n')
+    fields="\"watchdog\":\"$watched\",\"holders_lost\":[$lost],\"scripts\":[$results],\"records\":{$records}"
+    fields="$fields,\"log\":\"$log\",\"notes\":[$notes]"
+    # Whoever asks again is told the same.
+    printf '%s\n{"verb":"resume","ok":true,%s}\n' "$job" "$fields" >"$mem/last.$$" 2>/dev/null &&
+        mv -f "$mem/last.$$" "$mem/last"
+    now
+    echo "$now" >"$dir/ended"
+    rm -f "$mem/lease" "$mem/last.$$"
+    [ "$by" = watchdog ] || end_watchdog
+    # The log goes to a disk that may be slow, or frozen by somebody else: nobody waits for it.
+    (
+        trap '' HUP
+        write_log
+        rm -rf "$dir"
+    ) >/dev/null 2>&1 </dev/null 8>&- &
+    done_with "$fields"
+}
+
+# Makes this process the one that resumes $job, and sets $dir. If another one is at it, waits; answers and ends if there is
+# nothing more to do.
+claim_job() {
+    now
+    patience=$((now + WAIT_SECONDS * 100))
+    while read_lease && [ "$held_job" = "$job" ]; do
+        dir=$held_dir
+        if ! is_claimed; then
+            started_at $$
+            # Where memory is full, better twice than never.
+            echo "$$ $start" >"$dir/claiming.$$" || return 0
+            ln "$dir/claiming.$$" "$dir/claim.$((claims + 1))" && return
+        fi
+        now
+        [ "$now" -lt "$patience" ] || fail 60 "job $job is being resumed, which takes too long"
+        sleep 1
+    done 2>/dev/null
+    # It is over, or never was. The watchdog of a job that is over may still be thawing.
+    [ -n "$held_job" ] || [ "$by" = watchdog ] || end_watchdog
+    last=
+    { read -r last <"$mem/last"; } 2>/dev/null
+    if [ "$last" = "$job" ]; then
+        tail -n +2 "$mem/last"
+        exit 0
+    fi
+    done_with '"watchdog":"absent"' 3
+}
+
+# A `quiesce` that was given up may still run, and so may its scripts: no `post` beside its `pre`.
+stop_what_runs() {
+    [ "$taker" != $$ ] && alive "$taker" "$taker_start" && kill -KILL "$taker"
+    set +f
+    for file in "$dir"/app/*/pid; do
+        set -f
+        pid=
+        { read -r pid pid_start <"$file"; } 2>/dev/null
+        alive "$pid" "$pid_start" && kill -KILL "-$pid"
+    done
+    set -f
+}
+
+# Sets $count, $numbers and the scripts as `quiesce` knew them.
+read_apps() {
+    count=0
+    [ -e "$dir/facts" ] || return
+    { read -r uuid && read -r goal && read -r freeze_s && read -r options; } <"$dir/facts"
+    while read -r app folder; do
+        count=$((count + 1))
+        eval "app_$count=\$app folder_$count=\$folder"
+    done <"$dir/apps"
+    count_up
+}
+
+# Sets $lost to the scripts whose holder no longer lives.
+find_lost_holders() {
+    for number in $numbers; do
+        load "$number"
+        [ -e "$home/holder" ] && [ ! -e "$home/posted" ] || continue
+        read -r holder start_then <"$home/holder"
+        alive "$holder" "$start_then" || lost=${lost:+$lost,}\"$app\"
+    done
+}
+
+# Sets $records to what the scripts left to be stored with the point.
+collect_records() {
+    left_in_all=$ALL_RECORDS_BYTES
+    for number in $numbers; do
+        load "$number"
+        left_here=$RECORD_BYTES
+        set +f
+        for file in "$home"/records/*; do
+            set -f
+            [ -f "$file" ] && [ ! -h "$file" ] || continue
+            collect "$file" "${file##*/}"
+        done
+        set -f
+    done
+}
+
+collect() {
+    case $2 in
+        *[!A-Za-z0-9._-]* | ?????????????????????????????????????????????????????????????????*)
+            note "$app: a record with this name is not stored: $2"
+            return
+            ;;
+    esac
+    size=$(wc -c <"$1")
+    left_here=$((left_here - size))
+    left_in_all=$((left_in_all - size))
+    if [ "$left_here" -lt 0 ] || [ "$left_in_all" -lt 0 ]; then
+        note "$app: the record $2 is too large and is not stored ($size bytes)"
+        left_here=$((left_here + size))
+        left_in_all=$((left_in_all + size))
+        return
+    fi
+    records=${records:+$records,}\"$app/$2\":\"$(base64 "$1" | tr -d '\n')\"
+}
+
+# --- log -------------------------------------------------------------------------------------------------------
+
+# Prints outcomes and output of all scripts; for the answer each output is cut so that all fit.
+print_log() {
+    outputs=1
+    while read -r app phase rest; do
+        [ -s "$dir/out/$app.$phase" ] && outputs=$((outputs + 1))
+    done <"$dir/results"
+    most=$((LOG_BYTES / outputs))
+    [ "$most" -le "$OUTPUT_BYTES" ] || most=$OUTPUT_BYTES
+    [ "$1" != whole ] || most=$OUTPUT_BYTES
+    while read -r app phase outcome code seconds; do
+        echo "== $app $phase: $outcome, exit code $code, $seconds s"
+        [ -s "$dir/out/$app.$phase" ] && head -c "$most" "$dir/out/$app.$phase" && echo
+    done <"$dir/results"
+}
+
+# Appends to the log on disk.
+write_log() {
+    [ -s "$dir/results" ] || return
+    logs=/var/log/stillframe
+    state_of "$root"
+    mkdir -p "$logs" "$state" || return
+    print_log whole >"$state/last.log"
+    if [ -f "$logs/scripts.log" ] && [ "$(wc -c <"$logs/scripts.log")" -gt "$LOG_FILE_BYTES" ]; then
+        mv -f "$logs/scripts.log" "$logs/scripts.log.1"
+    fi
+    {
+        echo "$(date -u '+%Y-%m-%d %H:%M:%S') job $job"
+        cat "$state/last.log"
+    } >>"$logs/scripts.log"
+}
