@@ -16,7 +16,7 @@ from orchestrator.catalog.jobs import Stale, append_event, load_job, store_job
 from orchestrator.catalog.points import put_extension, put_point, see_machine
 from orchestrator.catalog.store import Catalog
 from orchestrator.jobs import docs
-from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.words import describe
 from workers.app import ADVANCE, CONTROL, RESCUE, host_queue

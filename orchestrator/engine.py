@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
 from orchestrator.controller import Controller, Job, register
-from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.states import TERMINAL
 from workers import app as celery
 from workers.context import Context

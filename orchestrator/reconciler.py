@@ -15,7 +15,7 @@ from orchestrator.catalog.jobs import Stale, load_job, owner_of, take_over, unse
 from orchestrator.catalog.schema import JobRow
 from orchestrator.catalog.store import Catalog
 from orchestrator.controller import Controller
-from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.states import TERMINAL, JobState
 from workers.contract.errors import Busy
 from workers.contract.messages import WorkerLost

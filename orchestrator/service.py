@@ -40,7 +40,7 @@ from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
 from orchestrator.config_file import Policy
 from orchestrator.guest_desk import GuestDesk
-from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.states import TERMINAL
 from orchestrator.plan import base_checkpoint

@@ -10,7 +10,7 @@ from sqlmodel import Session, col, select
 
 from orchestrator.catalog.owner import Owner
 from orchestrator.catalog.schema import EventRow, JobRow, now
-from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.docs import JOB
 from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.states import TERMINAL

@@ -40,7 +40,7 @@ from orchestrator.catalog.points import (
 )
 from orchestrator.catalog.schema import HEAD
 from orchestrator.catalog.store import Catalog
-from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.states import JobState
 from tests.controller.scripted import add_backup
 from tests.jobs.test_backup import run_backup

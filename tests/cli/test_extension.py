@@ -16,7 +16,7 @@ from orchestrator.catalog.points import put_extension, see_machine
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import load_config
 from orchestrator.demo.host import URI
-from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.service import Service
 from tests.cli.conftest import Cli, Ran
 from workers.contract.errors import Busy, UsageError

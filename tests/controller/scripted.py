@@ -10,7 +10,7 @@ from orchestrator.catalog.owner import Owner
 from orchestrator.catalog.points import newest_base
 from orchestrator.catalog.store import Catalog
 from orchestrator.controller import Controller, Job
-from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.backup_job import BackupJob
 from tests.jobs.world import MACHINE, World
 from workers.contract.messages import Command, Event
 

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.catalog.jobs import events_of, load_job
 from orchestrator.catalog.points import newest_base, points_of
 from orchestrator.catalog.store import Catalog
-from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.states import JobState
 from tests.controller.scripted import Bench, add_backup, run_backup
 from tests.jobs.world import MACHINE, disk, failed

@@ -120,6 +120,8 @@ class Place:
     uri: str = "qemu:///system"
     backup: str = ""
     """Lines for the [backup] section."""
+    extension: str = "install = false"
+    """Lines for the [extension] section. Most of what is tested here is the host's affair, and needs no scripts."""
     scratch: Path = field(init=False)
     vault: Path = field(init=False)
     numbers: itertools.count[int] = field(init=False, default_factory=itertools.count)
@@ -148,6 +150,8 @@ class Place:
             uri = "{self.uri}"
             [backup]
             {self.backup}
+            [extension]
+            {self.extension}
             """
         )
 

@@ -32,7 +32,7 @@ SHORT = 5.0
 
 @pytest.fixture(scope="module")
 def quiet(quiet_factory: GuestFactory, new_place: NewPlace) -> Quiet:
-    found = Quiet(quiet_factory({"vda": 64 * MIB, "vdb": 16 * MIB}, label="quiet"), new_place())
+    found = Quiet(quiet_factory({"vda": 64 * MIB, "vdb": 16 * MIB}, label="quiet"), new_place(extension=""))
     found.good()  # the extension is installed
     return found
 
@@ -189,7 +189,7 @@ def test_two_backups_at_once(quiet: Quiet, new_place: NewPlace) -> None:
     held = quiet.place.hold(f"before {FREEZE}", 1, *RUN, quiet.guest.name)
     try:
         assert quiet.backup(code=11).line("error")["code"] == "Busy"
-        other = Quiet(quiet.guest, new_place()).point()
+        other = Quiet(quiet.guest, new_place(extension="")).point()
         assert other["consistency"] == "crash"
         assert "holds the guest" in other["consistency_reason"]
     finally:

@@ -90,7 +90,7 @@ def only(guest: Guest, *kinds: str) -> None:
 
 def psql(guest: Guest, sql: str, *, port: int = 5432, timeout: float = 120) -> str:
     """What PostgreSQL answers to `sql` (no single quote in it), unaligned and without headers."""
-    command = f"cd /; setpriv --reuid postgres --regid postgres --init-groups psql -XqAt -p {port} postgres -c \"{sql}\""
+    command = f'cd /; setpriv --reuid postgres --regid postgres --init-groups psql -XqAt -p {port} postgres -c "{sql}"'
     return guest.out(command, timeout=timeout).strip()
 
 

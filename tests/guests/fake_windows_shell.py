@@ -58,6 +58,8 @@ class Shell:
     payloads: list[Payload] = field(default_factory=lambda: [Payload(EXT.read_bytes())])
     asked: list[str] = field(default_factory=list)
     """Scripts and verbs that were run, in order."""
+    instead: dict[str, Ended] = field(default_factory=dict)
+    """Script of the driver → how it ends instead of doing its work."""
     seconds: float = 0.0
     """How long PowerShell takes for anything."""
 
@@ -103,6 +105,8 @@ class Shell:
             body = body[found.end() :]
         name = next(name for name, known in SCRIPTS.items() if body == known)
         self.asked.append(name)
+        if name in self.instead:
+            return self.instead[name]
         act = {"look": self._look, "stage": self._stage, "check": self._check, "remove": self._remove}[name]
         try:
             return act(values)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.jobs.backup import BackupJob, advance, retry_release, start
+from orchestrator.jobs.backup import advance, retry_release, start
+from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.states import JobState, check
 from tests.jobs.world import MACHINE, World, disk, failed
 from workers.contract.errors import Cancelled, NoSpace

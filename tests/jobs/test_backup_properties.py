@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orchestrator.jobs.backup import BackupJob, advance, retry_release, start
+from orchestrator.jobs.backup import advance, retry_release, start
+from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.docs import JOB
 from orchestrator.jobs.states import TERMINAL, JobState
 from tests.jobs.world import MACHINE, World, failed

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from orchestrator.jobs import backup as machinery
-from orchestrator.jobs.backup import BackupJob
+from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.states import TERMINAL
 from tests.vault.faulty import Died, FaultyStore, Plan
 from workers import restore
