@@ -174,6 +174,19 @@ def test_a_read_that_never_gets_on() -> None:
     assert channel.get_file("/x", limit=10) == b""
 
 
+def test_no_more_is_asked_for_or_taken_than_the_limit() -> None:
+    counts = []
+
+    def command(request: str, _timeout: float) -> str:
+        arguments = json.loads(request)["arguments"]
+        counts.append(arguments.get("count"))
+        data = base64.b64encode(bytes(100)).decode()
+        return json.dumps({"return": {"count": 100, "buf-b64": data, "eof": False} if "count" in arguments else 1})
+
+    assert AgentChannel(command).get_file("/x", limit=250) == bytes(250)
+    assert counts == [None, 250, 150, 50, None]
+
+
 def test_addresses_that_serve() -> None:
     names = [
         "127.0.0.1",

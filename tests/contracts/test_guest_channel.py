@@ -111,7 +111,7 @@ class TestItsOwn:
         assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o666
 
     def test_a_full_disk(self, host_agent: HostAgent) -> None:
-        """A small file stays in the agent's buffer: it fails only when that is flushed."""
+        """A small file stays in the agent's buffer: it fails only when it is closed."""
         channel = AgentChannel(host_agent.command)
         for size in (100, 3 * MIB):
             with pytest.raises(GuestError, match="No space left"):

@@ -139,7 +139,6 @@ class AgentChannel:
         with self._opened(path, "wb") as handle:
             for at in range(0, len(data), PIECE):
                 self._write_piece(handle, path, data[at : at + PIECE])
-            self._ask("guest-file-flush", FILE_SECONDS, {"handle": handle})  # a full disk may show only now
 
     def _write_piece(self, handle: object, path: str, piece: bytes) -> None:
         while piece:
@@ -173,7 +172,8 @@ class AgentChannel:
             with suppress(GuestError):  # the first error is the news
                 self._ask("guest-file-close", ASK_SECONDS, {"handle": handle})
             raise
-        self._ask("guest-file-close", ASK_SECONDS, {"handle": handle})
+        # What is left in the agent's buffer is written now: a full disk may show only here.
+        self._ask("guest-file-close", FILE_SECONDS, {"handle": handle})
 
     # --- freeze ------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ def writers(text: str) -> list[Writer]:
     # A block has a name, the GUID of the kind, that of the instance, a state, an error.
     begins = [at for at, line in enumerate(lines) if at and _GUID.search(line) and not _GUID.search(lines[at - 1])]
     ends = [begin - 1 for begin in begins[1:]] + [len(lines)]
-    return [_writer(lines[begin - 1 : end]) for begin, end in zip(begins, ends, strict=True)]
+    return [_writer(lines[begin - 1 : end]) for begin, end in zip(begins, ends, strict=False)]
 
 
 def _writer(block: list[str]) -> Writer:

@@ -87,7 +87,6 @@ exit 0
 """Name → text. Its variables that are not set here are set in front of it, see `script`."""
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+/=-]{0,200}", re.ASCII)
-_ROOT = re.compile(r'[A-Za-z]:\\[^"<>|?*\x00-\x1f]{1,200}')
 
 A = TypeVar("A", bound=Answer)
 Values = Mapping[str, str | Sequence[str] | Mapping[str, str]]
@@ -105,7 +104,9 @@ class _Place:
 
 
 class _Look(Answer):
-    root: Annotated[str, Field(pattern=_ROOT, max_length=255)]
+    """Both become parts of the commands that follow."""
+
+    root: Annotated[str, Field(pattern=r'^[A-Za-z]:\\[^"<>|?*\x00-\x1f]{1,200}$')]
     current: Annotated[str, Field(pattern=r"^([0-9A-Za-z][0-9A-Za-z.+]{0,60})?$")]
 
 

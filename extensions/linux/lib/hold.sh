@@ -133,11 +133,10 @@ verb_resume() {
     fields="\"watchdog\":\"$watched\",\"holders_lost\":[$lost],\"scripts\":[$results],\"records\":{$records}"
     fields="$fields,\"log\":\"$log\",\"notes\":[$notes]"
     # Whoever asks again is told the same.
-    printf '%s\n{"verb":"resume","ok":true,%s}\n' "$job" "$fields" >"$mem/last.$$" 2>/dev/null &&
-        mv -f "$mem/last.$$" "$mem/last"
+    printf '%s\n{"verb":"resume","ok":true,%s}\n' "$job" "$fields" >"$mem/last" 2>/dev/null || : >"$mem/last"
     now
     echo "$now" >"$dir/ended"
-    rm -f "$mem/lease" "$mem/last.$$"
+    rm -f "$mem/lease"
     [ "$by" = watchdog ] || end_watchdog
     # The log goes to a disk that may be slow, or frozen by somebody else: nobody waits for it.
     (
@@ -205,8 +204,9 @@ read_apps() {
 find_lost_holders() {
     for number in $numbers; do
         load "$number"
-        [ -e "$home/holder" ] && [ ! -e "$home/posted" ] || continue
-        read -r holder start_then <"$home/holder"
+        [ -e "$home/state/holder" ] && [ ! -e "$home/posted" ] || continue
+        holder=
+        { read -r holder start_then <"$home/holder"; } 2>/dev/null
         alive "$holder" "$start_then" || lost=${lost:+$lost,}\"$app\"
     done
 }

@@ -276,11 +276,13 @@ know_holder() {
 
 # Runs the script that is loaded through an open file that was judged: what was looked at is what is run.
 run_script() {
-    [ "$phase" != pre ] || : >"$home/started"
     judge
+    [ "$phase" != pre ] || : >"$home/started" || refuse 'memory is full'
+    hold=$((freeze_s + 10))
+    [ "$phase" != pre ] || hold=$((hold + (phase_until - now) / 100))
     export STILLFRAME_JOB="$job" STILLFRAME_UUID="$uuid" STILLFRAME_PHASE="$phase" STILLFRAME_GOAL="$goal"
     export STILLFRAME_APP_DIR="$real" STILLFRAME_OPTION="$(option_of "${app#??-}")" STILLFRAME_DEADLINE="$seconds"
-    export STILLFRAME_HOLD="$(((phase_until - now) / 100 + freeze_s + 10))" STILLFRAME_MOUNTS="$dir/mounts"
+    export STILLFRAME_HOLD="$hold" STILLFRAME_MOUNTS="$dir/mounts"
     export STILLFRAME_STATE="$home/state" STILLFRAME_RECORDS="$home/records"
     [ "$phase" != post ] || export STILLFRAME_RESULT="${result:-ok}"
     # From memory nothing can be executed in many guests, but an interpreter can read it.
@@ -331,7 +333,6 @@ judge() {
 }
 
 refuse() {
-    rm -f "$home/started" # there is nothing to undo
     echo "$1" >"$home/refused"
     echo "end $phase $i $try refused" >&8
     exit

@@ -131,7 +131,7 @@ class TestInstall:
         extension.resume("job1")
         assert extension.install(NEW, UUID).version == NEW.version
 
-    def test_an_agent_that_forbids_files(self, tmp_path: object, agent: FakeWindowsAgent, extension: Extension) -> None:
+    def test_an_agent_that_forbids_files(self, agent: FakeWindowsAgent, extension: Extension) -> None:
         agent.blocked.add("guest-file-open")
         with pytest.raises(ExtensionError, match="disabled"):
             extension.install(OLD, UUID)
@@ -250,18 +250,19 @@ class TestAnswersOfAHostileGuest:
         "root", ["", "relative", "/opt", "\\\\server\\share", 'C:\\a"b', "C:\\x\n", "C:\\" + "a" * 300]
     )
     def test_a_strange_root(self, extension: Extension, agent: FakeWindowsAgent, root: str) -> None:
-        """It becomes a part of the commands that follow."""
         line = json.dumps({"verb": "look", "ok": True, "root": root, "current": "1"}).encode()
         agent.shell.instead["look"] = Ended(0, line)
-        with pytest.raises(ExtensionError, match="nonsense"):
+        with pytest.raises(ExtensionError, match="look with nonsense"):
             extension.status(UUID)
+        assert agent.seen.count("guest-exec") == 1, "nothing of it was used"
 
     @pytest.mark.parametrize("current", ["..\\..\\Temp", "a b", "-x", ".stage-1", "a" * 100, "a\n"])
     def test_a_strange_version(self, extension: Extension, agent: FakeWindowsAgent, current: str) -> None:
         line = json.dumps({"verb": "look", "ok": True, "root": ROOT, "current": current}).encode()
         agent.shell.instead["look"] = Ended(0, line)
-        with pytest.raises(ExtensionError, match="nonsense"):
+        with pytest.raises(ExtensionError, match="look with nonsense"):
             extension.status(UUID)
+        assert agent.seen.count("guest-exec") == 1, "nothing of it was used"
 
     def test_no_powershell(self, extension: Extension, agent: FakeWindowsAgent) -> None:
         agent.shell.instead["look"] = Ended(1, err=b"blocked by a policy\r\n")

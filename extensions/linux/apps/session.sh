@@ -1,0 +1,129 @@
+# A session that is held from `pre` to `post`. Sourced by the application scripts beside it, which define for each line of
+# $state/items:
+#   client ITEM   runs the client program, statements on its input
+#   first ITEM    statements that take hold; the client prints the line `held` after the last
+#   beat          a statement that changes nothing, every second or so: whoever lost his session finds out
+#   last ITEM     statements that let go; the client prints the line `ended` after the last
+#
+# `pre` starts its script anew as `run hold`: that process is the holder. It pipes statements into one client per item, and
+# the writer of the pipe is the timer and listens for `post`. Whoever dies takes the others with him: without its writer a
+# client reads the end of its input and ends, which ends its session and what that holds; without a client, or the holder,
+# the writers stop. No named pipe: nothing can hang on opening one, nothing is left behind.
+
+state=$STILLFRAME_STATE
+read -r up _ </proc/uptime
+begun=${up%.*} # uptime: no change of the wall clock moves a time limit
+patience=$((STILLFRAME_DEADLINE * 3 / 4)) # seconds for a client to do what it is told; the rest is for letting go
+why=
+
+# Sets $now to the seconds since this script began.
+clock() {
+    read -r up _ </proc/uptime
+    now=$((${up%.*} - begun))
+}
+
+nap() {
+    sleep 0.1 2>/dev/null || sleep 1 # not every busybox knows fractions
+}
+
+# Whether the file $2 holds the line $1.
+said() {
+    while read -r line; do
+        [ "$line" != "$1" ] || return 0
+    done <"$2"
+    return 1
+} 2>/dev/null
+
+# Sets $why to the first complaint of a client.
+complaint() {
+    for file in "$state"/err.*; do
+        while IFS= read -r line; do
+            case $line in *rror* | *ERROR* | *FATAL* | *ORA-* | *SP2-*) why=$line && return ;; esac
+        done <"$file"
+    done
+    why=${why:-the client ended}
+}
+
+# `pre`: starts the holder and waits until all is held. Else lets go of everything, sets $why and fails.
+take_hold() {
+    # By this very file, and by an interpreter: memory may forbid execution.
+    setsid sh "$0" hold "$((begun + STILLFRAME_HOLD))" </dev/null >/dev/null 2>&1 &
+    number=0
+    while read -r item; do
+        number=$((number + 1))
+        until said held "$state/out.$number"; do
+            clock
+            if [ -e "$state/over" ]; then
+                complaint
+            elif [ "$now" -ge "$patience" ]; then
+                why="not held within $now s"
+            else
+                nap
+                continue
+            fi
+            problem=$why
+            let_go
+            why=$problem
+            return 1
+        done
+    done <"$state/items"
+}
+
+# `run hold UPTIME`: the holder, until `post` or that uptime.
+hold() {
+    end=$(($1 - begun))
+    # A `post` that was quicker, or has swept up already.
+    [ ! -e "$state/release" ] && echo $$ >"$state/holder" || exit
+    number=0
+    while read -r item; do
+        number=$((number + 1))
+        {
+            statements "$item" | client "$item" >"$state/out.$number" 2>"$state/err.$number"
+            : >"$state/over"
+        } &
+    done <"$state/items"
+    wait
+}
+
+# What one client reads. Each failed write means that the client is gone: a signal may not come, the agent ignores it.
+statements() {
+    first "$1" || return
+    count=0
+    until [ -e "$state/release" ]; do
+        clock
+        # The time, one of the others, the holder or its folder is gone: the client sees the end of its input.
+        [ "$now" -lt "$end" ] && [ ! -e "$state/over" ] && [ -e "$state/holder" ] && kill -0 $$ || return
+        count=$((count + 1))
+        [ $((count % 10)) -ne 0 ] || beat || return
+        nap
+    done
+    last "$1"
+} 2>/dev/null
+
+# Lets go of all that is held and waits until the last client has ended. Fails, and sets $why, if the holder was gone
+# before, or had to be killed.
+let_go() {
+    pid=
+    { read -r pid <"$state/holder"; } 2>/dev/null
+    alive=no
+    [ -z "$pid" ] || ! kill -0 "$pid" 2>/dev/null || alive=yes
+    : >"$state/release"
+    why=
+    [ $alive = yes ] || why="its session had ended before"
+    # The holder leads a process group: it is there as long as one of its members.
+    while [ -n "$pid" ] && kill -0 -- "-$pid" 2>/dev/null; do
+        clock
+        if [ "$now" -ge $((STILLFRAME_DEADLINE * 9 / 10)) ]; then
+            kill -KILL -- "-$pid"
+            why="its client did not end within $now s and was killed"
+            break
+        fi
+        nap
+    done
+    [ -z "$why" ]
+}
+
+# Removes what a held session leaves in memory.
+sweep() {
+    rm -f "$state"/out.* "$state"/err.* "$state/items" "$state/over" "$state/holder"
+}
