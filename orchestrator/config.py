@@ -60,7 +60,7 @@ class Config(Value):
     """The controller's own folder: default catalog, logs of crashes."""
     vault: str | None = None
     """Vault of backups that name none; None: the only one there is."""
-    consistency: Consistency = Consistency.FILESYSTEM
+    consistency: Consistency = Consistency.APPLICATION
     """Goal of backups that name none."""
     consistency_explicit: bool = False
     """The file asked for it: falling short of it is then worth exit code 3."""
@@ -323,7 +323,7 @@ def _resolve(written: ConfigFile, file: Path) -> Config:
         worker=_worker(written, base, extension),
         state_dir=state,
         vault=written.backup.vault,
-        consistency=written.backup.consistency or Consistency.FILESYSTEM,
+        consistency=written.backup.consistency or Consistency.APPLICATION,
         consistency_explicit=written.backup.consistency is not None,
         block_sizes=written.backup.block_sizes,
         policies=written.policies,

@@ -29,7 +29,7 @@ uri = "{uri}"
 # max_jobs = 2
 
 # [backup]
-# consistency = "filesystem"               # a backup that falls short of it ends with exit code 3
+# consistency = "application"               # a backup that falls short of it ends with exit code 3
 # block_sizes = {{ "db-*/vdb" = "64KiB" }}   # machine/target: small blocks for small random writes
 
 # [extension]                              # what is put into guests, for application-consistent points

@@ -235,6 +235,13 @@ class TestThroughLibvirtWithoutAgent:
 BEAT = 'while [ -e /tmp/beating ]; do echo x >"$1/beat"; cut -d" " -f1 /proc/uptime >>"$2"; usleep 50000; done'
 
 
+def wait_for_beats(guest: Guest, disk: str, more_than: int) -> int:
+    deadline = time.monotonic() + 60
+    while (count := int(guest.out(f"cat /tmp/beats.{disk} | wc -l"))) <= more_than:
+        assert time.monotonic() < deadline, f"nobody writes to {disk}"
+    return count
+
+
 def longest_pause(times: str) -> float:
     moments = [float(line) for line in times.split()]
     return max(later - sooner for sooner, later in pairwise(moments))
@@ -245,17 +252,20 @@ class TestFrozenGuest:
     def test_only_what_is_frozen_stands_still(self, booted_guest: Guest, channel_of: ChannelOf) -> None:
         """The times of writes as the guest notes them: while one disk is frozen, the other goes on."""
         channel, hold = channel_of(booted_guest.uuid), 4.0
-        start = "touch /tmp/beating; rm -f /tmp/beats.*"
+        start = "touch /tmp/beating; rm -f /tmp/beats.*; touch /tmp/beats.vda /tmp/beats.vdb"
         for disk in ("vda", "vdb"):
             start += f"; sh -c '{BEAT}' sh /data/{disk} /tmp/beats.{disk} >/dev/null 2>&1 </dev/null &"
         booted_guest.out(start.replace("&;", "&"))
         try:
+            counts = {disk: wait_for_beats(booted_guest, disk, 2) for disk in ("vda", "vdb")}
             assert channel.freeze(["/data/vda"]) == 1
             time.sleep(hold)  # how long it is held: no wait for anything
             assert channel.thaw() == 1
+            for disk, count in counts.items():
+                wait_for_beats(booted_guest, disk, count + 2)
         finally:
             channel.thaw()
-            booted_guest.out("rm /tmp/beating; sleep 1")
+            booted_guest.out("rm -f /tmp/beating")
         pauses = {disk: longest_pause(booted_guest.out(f"cat /tmp/beats.{disk}")) for disk in ("vda", "vdb")}
         assert pauses["vda"] >= hold
         assert pauses["vdb"] < hold

@@ -133,7 +133,7 @@ class TestPrograms:
     def test_an_end_is_told_once(self, command: SocketCommand) -> None:
         def ask(name: str, **arguments: object) -> dict[str, object]:
             found = json.loads(command(json.dumps({"execute": name, "arguments": arguments}), 5.0))
-            return found if "error" in found else found["return"]
+            return dict(found if "error" in found else found["return"])
 
         program, *words = POWERSHELL_WORDS.say("x", "", 3)
         pid = ask("guest-exec", path=program, arg=words)["pid"]

@@ -95,8 +95,8 @@ class Sandbox:
             process.wait()
         shutil.rmtree(self.seen, ignore_errors=True)
 
-    def argv(self, command: list[str]) -> list[str]:
-        return ["nsenter", "-t", str(self.pid), "-m", "-p", "--", *command]
+    def argv(self, command: list[str], user: int = 0) -> list[str]:
+        return ["nsenter", "-t", str(self.pid), "-m", "-p", "-S", str(user), "--", *command]
 
     def run(self, command: str, *, timeout: float = 60) -> tuple[int, str]:
         """A shell command in the sandbox: exit code, and standard output with errors."""
@@ -143,10 +143,12 @@ class Sandbox:
         source.write_text("#!/bin/sh\n" + script)
         self.out(f"umask 022; mkdir -p {folder} && cp {source} {folder}/run && chmod 0755 {folder}/run")
 
-    def ext(self, verb: str, *options: str, path: str = f"{ROOT}/current/ext", timeout: float = 60) -> Said:
+    def ext(
+        self, verb: str, *options: str, path: str = f"{ROOT}/current/ext", timeout: float = 60, user: int = 0
+    ) -> Said:
         """Call a verb as the host does; its answer must be one line of JSON, and nothing may hold its output."""
         begun = time.monotonic()
-        command = self.argv(["/bin/sh", path, verb, *options])
+        command = self.argv(["/bin/sh", path, verb, *options], user)
         done = subprocess.run(command, capture_output=True, timeout=timeout, check=False, env=_environment())
         seconds = time.monotonic() - begun
         text = done.stdout.decode()

@@ -107,9 +107,9 @@ class Shell:
         self.asked.append(name)
         if name in self.instead:
             return self.instead[name]
-        act = {"look": self._look, "stage": self._stage, "check": self._check, "remove": self._remove}[name]
+        scripts = {"look": self._look, "stage": self._stage, "check": self._check, "remove": self._remove}
         try:
-            return act(values)
+            return scripts[name](values)
         except WindowsError as error:
             return Ended(1, err=f"{error}\r\n".encode())
 

@@ -4,6 +4,8 @@
 #   first ITEM    statements that take hold; the client prints the line `held` after the last
 #   beat          a statement that changes nothing, every second or so: whoever lost his session finds out
 #   last ITEM     statements that let go; the client prints the line `ended` after the last
+#   abandon       statements that let go where the end of the session alone does not, and no `post` came
+#   undo ITEM N   lets go from outside what the session can no longer let go of
 #
 # `pre` starts its script anew as `run hold`: that process is the holder. It pipes statements into one client per item, and
 # the writer of the pipe is the timer and listens for `post`. Whoever dies takes the others with him: without its writer a
@@ -15,6 +17,14 @@ read -r up _ </proc/uptime
 begun=${up%.*} # uptime: no change of the wall clock moves a time limit
 patience=$((STILLFRAME_DEADLINE * 3 / 4)) # seconds for a client to do what it is told; the rest is for letting go
 why=
+
+abandon() {
+    :
+}
+
+undo() {
+    :
+}
 
 # Sets $now to the seconds since this script began.
 clock() {
@@ -36,15 +46,15 @@ said() {
 
 # Sets $why to the first complaint of a client.
 complaint() {
-    for file in "$state"/err.*; do
+    for file in "$state"/err.* "$state"/out.*; do
         while IFS= read -r line; do
-            case $line in *rror* | *ERROR* | *FATAL* | *ORA-* | *SP2-*) why=$line && return ;; esac
-        done <"$file"
+            case $line in *rror* | *ERROR* | *FATAL* | *ORA-*) why=$line && return ;; esac
+        done 2>/dev/null <"$file"
     done
     why=${why:-the client ended}
 }
 
-# `pre`: starts the holder and waits until all is held. Else lets go of everything, sets $why and fails.
+# `pre`: starts the holder and waits until all is held. Else lets go of everything, sets $why and $item, and fails.
 take_hold() {
     # By this very file, and by an interpreter: memory may forbid execution.
     setsid sh "$0" hold "$((begun + STILLFRAME_HOLD))" </dev/null >/dev/null 2>&1 &
@@ -61,9 +71,11 @@ take_hold() {
                 nap
                 continue
             fi
-            problem=$why
-            let_go
-            why=$problem
+            failed_item=$item
+            failed_why=$why
+            give_back :
+            item=$failed_item
+            why=$failed_why
             return 1
         done
     done <"$state/items"
@@ -92,12 +104,12 @@ statements() {
     until [ -e "$state/release" ]; do
         clock
         # The time, one of the others, the holder or its folder is gone: the client sees the end of its input.
-        [ "$now" -lt "$end" ] && [ ! -e "$state/over" ] && [ -e "$state/holder" ] && kill -0 $$ || return
+        [ "$now" -lt "$end" ] && [ ! -e "$state/over" ] && [ -e "$state/holder" ] && kill -0 $$ || break
         count=$((count + 1))
         [ $((count % 10)) -ne 0 ] || beat || return
         nap
     done
-    last "$1"
+    if [ -e "$state/release" ]; then last "$1"; else abandon; fi
 } 2>/dev/null
 
 # Lets go of all that is held and waits until the last client has ended. Fails, and sets $why, if the holder was gone
@@ -110,17 +122,40 @@ let_go() {
     : >"$state/release"
     why=
     [ $alive = yes ] || why="its session had ended before"
-    # The holder leads a process group: it is there as long as one of its members.
-    while [ -n "$pid" ] && kill -0 -- "-$pid" 2>/dev/null; do
+    # The holder leads a process group: it is there as long as one of its members. (No `--`: busybox does not know it.)
+    while [ -n "$pid" ] && kill -0 "-$pid" 2>/dev/null; do
         clock
         if [ "$now" -ge $((STILLFRAME_DEADLINE * 9 / 10)) ]; then
-            kill -KILL -- "-$pid"
+            kill -KILL "-$pid"
             why="its client did not end within $now s and was killed"
             break
         fi
         nap
     done
     [ -z "$why" ]
+}
+
+# `post`: lets go of all. Calls `$1 ITEM N` for what was held to the end; else fails, and sets $why and $item.
+give_back() {
+    problem=
+    lost=
+    let_go || problem=$why
+    number=0
+    while read -r item; do
+        number=$((number + 1))
+        if said ended "$state/out.$number"; then
+            $1 "$item" "$number"
+            continue
+        fi
+        complaint
+        problem=${problem:-$why}
+        lost=${lost:-$item}
+        undo "$item" "$number"
+    done <"$state/items"
+    sweep
+    item=$lost
+    why=$problem
+    [ -z "$problem" ]
 }
 
 # Removes what a held session leaves in memory.

@@ -14,16 +14,6 @@ enter_memory() {
     [ -O "$mem" ] && [ ! -h "$mem" ] || fail 30 "$mem does not belong to root"
 }
 
-# Sets $numbers to 1…$count.
-count_up() {
-    numbers=
-    number=0
-    while [ "$number" -lt "$count" ]; do
-        number=$((number + 1))
-        numbers="$numbers $number"
-    done
-}
-
 verb_probe() {
     require_tools
     enter_memory
@@ -31,10 +21,8 @@ verb_probe() {
     find_apps
     now
     dir=$mem/probe.$$-$now
-    mkdir -p "$dir/app" "$dir/out" && mkfifo "$dir/events" || give_up "$mem cannot be written"
-    make_homes
+    make_homes || give_up "$mem cannot be written"
     phase_until=$((now + 2000))
-    count_up
     run_phase probe $numbers
     apps=
     while read -r app phase outcome rest; do
@@ -62,14 +50,16 @@ verb_quiesce() {
     [ "$count" -eq 0 ] || first_s=$((limit_s + freeze_s))
     armed=true
     arm 1 "$first_s" || armed=false
+    if [ "$count" -gt 0 ]; then
+        { printf '%s\n' "$uuid" "$goal" "$freeze_s" "$options" >"$dir/facts" && make_homes; } 2>/dev/null ||
+            let_go "$mem cannot be written: is it full?"
+    fi
     find_mounts
     list_mounts "$dir/mounts"
     if [ "$count" -gt 0 ]; then
         run_pre_scripts
         read -r state <"$dir/watchdog.state"
-        if [ "$state" = fired ]; then
-            fail 60 'the pre scripts took longer than the watchdog waits'
-        fi
+        [ "$state" != fired ] || let_go 'the pre scripts took longer than the watchdog waits' 60
         arm 2 "$freeze_s" || armed=false
     fi
     detail=$method
@@ -84,13 +74,16 @@ verb_quiesce() {
     done_with "$fields,\"scripts\":[$results],\"notes\":[$notes]"
 }
 
+# Ends the job because of $1, with exit code $2.
+let_go() {
+    /bin/sh "$here/ext" resume --job "$job" >/dev/null 2>&1 </dev/null
+    fail "${2:-20}" "$1"
+}
+
 # Runs `pre` of all, and `post` at once if one failed.
 run_pre_scripts() {
-    printf '%s\n' "$uuid" "$goal" "$freeze_s" "$options" >"$dir/facts"
-    make_homes
     now
     phase_until=$((now + limit_s * 100))
-    count_up
     run_phase pre $numbers
     if [ -n "$failed" ]; then
         : >"$dir/failed"
@@ -129,7 +122,7 @@ verb_resume() {
     records=
     collect_records
     log=
-    [ ! -s "$dir/results" ] || log=$(print_log | base64 | tr -d '\n')
+    is_worth_a_log && log=$(print_log | base64 | tr -d '\n')
     fields="\"watchdog\":\"$watched\",\"holders_lost\":[$lost],\"scripts\":[$results],\"records\":{$records}"
     fields="$fields,\"log\":\"$log\",\"notes\":[$notes]"
     # Whoever asks again is told the same.
@@ -175,9 +168,9 @@ claim_job() {
     done_with '"watchdog":"absent"' 3
 }
 
-# A `quiesce` that was given up may still run, and so may its scripts: no `post` beside its `pre`.
+# A `quiesce` that was given up may still run (unless that is who asks), and so may its scripts: no `post` beside its `pre`.
 stop_what_runs() {
-    [ "$taker" != $$ ] && alive "$taker" "$taker_start" && kill -KILL "$taker"
+    [ "$taker" = "$PPID" ] || { alive "$taker" "$taker_start" && kill -KILL "$taker"; }
     set +f
     for file in "$dir"/app/*/pid; do
         set -f
@@ -191,13 +184,14 @@ stop_what_runs() {
 # Sets $count, $numbers and the scripts as `quiesce` knew them.
 read_apps() {
     count=0
-    [ -e "$dir/facts" ] || return
+    numbers=
+    [ -e "$dir/apps" ] && [ -e "$dir/facts" ] || return
     { read -r uuid && read -r goal && read -r freeze_s && read -r options; } <"$dir/facts"
     while read -r app folder; do
         count=$((count + 1))
         eval "app_$count=\$app folder_$count=\$folder"
+        numbers="$numbers $count"
     done <"$dir/apps"
-    count_up
 }
 
 # Sets $lost to the scripts whose holder no longer lives.
@@ -248,6 +242,14 @@ collect() {
 
 # --- log -------------------------------------------------------------------------------------------------------
 
+# Whether anything but scripts without an application was run.
+is_worth_a_log() {
+    while read -r app phase outcome rest; do
+        [ "$outcome" = not_applicable ] || return 0
+    done 2>/dev/null <"$dir/results"
+    return 1
+}
+
 # Prints outcomes and output of all scripts; for the answer each output is cut so that all fit.
 print_log() {
     outputs=1
@@ -265,7 +267,7 @@ print_log() {
 
 # Appends to the log on disk.
 write_log() {
-    [ -s "$dir/results" ] || return
+    is_worth_a_log || return
     logs=/var/log/stillframe
     state_of "$root"
     mkdir -p "$logs" "$state" || return

@@ -43,8 +43,8 @@ take_lease() {
     now
     dir=$mem/job.$$-$now
     started_at $$
-    { mkdir -p "$dir/app" "$dir/out" && echo "$job $dir $$ $start" >"$dir/lease" &&
-        echo armed >"$dir/watchdog.state" && mkfifo "$dir/events"; } 2>/dev/null || give_up "$mem cannot be written"
+    { mkdir "$dir" && echo "$job $dir $$ $start" >"$dir/lease" && echo armed >"$dir/watchdog.state"; } 2>/dev/null ||
+        give_up "$mem cannot be written: is it full?"
     tries=0
     until ln "$dir/lease" "$mem/lease" 2>/dev/null; do
         tries=$((tries + 1))
@@ -76,6 +76,8 @@ remove_old() {
     for old in "$mem"/job.*; do
         set -f
         [ "$old" != "$dir" ] && [ -d "$old" ] || continue
+        pid=${old##*/job.} # of the `quiesce` that made it, and may be about to ask for the lease
+        [ ! -d "/proc/${pid%-*}" ] || continue
         ended=
         { read -r ended <"$old/ended"; } 2>/dev/null
         now

@@ -56,17 +56,21 @@ find_apps() {
     done
 }
 
-# Makes folders for all scripts in the job's folder, and the list from which `resume` knows them.
+# Makes folders for all scripts in the job's folder, and the list from which `resume` knows them. Sets $numbers.
+# Fails if that cannot be kept: without it no `post` would be run.
 make_homes() {
-    set --
+    set -- "$dir/out"
+    list=
+    numbers=
     number=0
     while [ "$number" -lt "$count" ]; do
         number=$((number + 1))
+        numbers="$numbers $number"
         load "$number"
         set -- "$@" "$home/state" "$home/records"
-        echo "$app $folder" >>"$dir/apps"
+        list=$list$app\ $folder$newline
     done
-    [ $# -eq 0 ] || mkdir -p "$@"
+    { mkdir -p "$@" && mkfifo "$dir/events" && printf %s "$list" >"$dir/apps"; } 2>/dev/null
 }
 
 # --- one phase -------------------------------------------------------------------------------------------------

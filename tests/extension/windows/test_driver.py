@@ -111,6 +111,25 @@ class TestInstall:
         assert folders(agent) == []
         assert extension.status(UUID) is None
 
+    def test_a_version_that_says_it_is_another(self, extension: Extension, agent: FakeWindowsAgent) -> None:
+        before = extension.install(OLD, UUID)
+        line = json.dumps({"verb": "status", "ok": True, "version": "9.9+9", "contract": 1}).encode()
+        broken = EXT.read_bytes() + b"# another\n"
+        agent.shell.payloads.append(Payload(broken, {"status": Ended(0, line)}))
+        with pytest.raises(ExtensionError, match=r"says that it is 9\.9"):
+            extension.install(package("0.2.0+99999999", 9000, broken), UUID)
+        after = extension.status(UUID)
+        assert after is not None
+        assert after.version == before.version
+
+    def test_an_answer_of_any_length(self, extension: Extension, agent: FakeWindowsAgent) -> None:
+        extension.install(OLD, UUID)
+        line = json.dumps({"verb": "resume", "ok": True, "watchdog": "silent", "more": "x" * (512 << 10)}).encode()
+        for too_long in (line, b" " * (17 << 20)):
+            agent.shell.payloads[0].instead["resume"] = Ended(0, too_long)
+            with pytest.raises(ExtensionError, match="more than 512 KiB"):
+                extension.resume("job1")
+
     def test_nothing_is_touched_by_what_is_refused(self, extension: Extension, agent: FakeWindowsAgent) -> None:
         extension.install(NEW, UUID)
         for refused, words in (

@@ -1,4 +1,6 @@
-"""ext.ps1 and the driver's scripts. Nothing here can run them: they are parsed, and searched for what must not be there."""
+"""ext.ps1 and the scripts of the driver. Nothing here can run them: they are parsed, and searched for what must not be
+there.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from workers.guests.vss import Writer, failed_writers, writers
@@ -34,7 +36,7 @@ LANGUAGES: dict[str, tuple[list[str], str, list[str]]] = {
         ["安定", "失敗", "エラーなし", "タイムアウト"],
     ),
 }
-MANGLED = {
+MANGLED: dict[str, Callable[[str], str]] = {
     "as it is": lambda text: text,
     "cp850 taken for utf-8": lambda text: text.encode("cp850", "replace").decode("utf-8", "replace"),
     "utf-8 taken for cp437": lambda text: text.encode().decode("cp437"),
