@@ -15,8 +15,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-STABLE = 1
-"""`VSS_WS_STABLE`; 0 is unknown, 2 to 5 are steps of a backup under way, all others are failures."""
+FINE = frozenset({1, 5})
+"""`VSS_WS_STABLE`, and `VSS_WS_WAITING_FOR_BACKUP_COMPLETE`: the agent's requester never says that the backup is
+complete, so writers may stay there after a good one. 0 is unknown, 2 to 4 are steps before the thaw, others failures."""
 _ENOUGH = 3
 """Writers that must say the same for their words to count. Every Windows has more than that."""
 _NO_ERROR = {"last error": "no error", "letzter fehler": "kein fehler", "dernière erreur": "aucune erreur"}
@@ -72,18 +73,18 @@ def failed_writers(text: str) -> list[str] | None:
     """`SqlServerWriter (state 8: Timed out)` for each writer that is not stable or has an error. None: the text does
     not prove anything."""
     found = writers(text)
-    fine = _fine_words(text, [writer.error.casefold() for writer in found if writer.state_code == STABLE])
+    fine = _fine_words(text, [writer.error.casefold() for writer in found if writer.state_code in FINE])
     if not found or fine is None:
         return None
     return [
         f"{writer.name} (state {writer.state_code}: {writer.error or 'no word of an error'})"
         for writer in found
-        if writer.state_code != STABLE or writer.error.casefold() not in fine
+        if writer.state_code not in FINE or writer.error.casefold() not in fine
     ]
 
 
 def _fine_words(text: str, errors: list[str]) -> set[str] | None:
-    """Words that mean that there is no error, given those of the stable writers. None: nobody can tell."""
+    """Words that mean that there is no error, given those of the writers that are fine. None: nobody can tell."""
     known = {words for label, words in _NO_ERROR.items() if label in text.casefold()}
     if known or not errors:
         return known
