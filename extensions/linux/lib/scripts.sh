@@ -87,14 +87,14 @@ run_phase() {
     ticker=$!
     group=
     digits=
-    for number; do
-        load "$number"
+    for next; do
+        load "$next"
         if [ "${app%%-*}" != "$digits" ]; then
+            digits=${app%%-*}
             run_group $group
             group=
         fi
-        digits=${app%%-*}
-        group="$group $number"
+        group="$group $next"
     done
     run_group $group
     kill "$ticker"
@@ -117,11 +117,11 @@ run_group() {
         launch
     done
     while [ "$open" -gt 0 ]; do
-        read -r event of number at how <&8
+        read -r event of which at how <&8
         case $event:$of in
             tick:) for number; do on_tick "$number"; done ;;
-            "end:$phase") on_end "$number" "$at" "$how" ;;
-            "eof:$phase") on_eof "$number" "$at" ;;
+            "end:$phase") on_end "$which" "$at" "$how" ;;
+            "eof:$phase") on_eof "$which" "$at" ;;
         esac
     done
 }
