@@ -52,7 +52,7 @@ def test_the_example_of_the_design_is_understood() -> None:
     assert config.protected_by("lab1", "web-7") == "web"
     assert config.protected_by("lab1", "db-7") is None
     assert config.vault_name() == "main"
-    assert config.consistency is Consistency.FILESYSTEM
+    assert config.consistency is Consistency.APPLICATION
     assert not config.consistency_explicit
 
 

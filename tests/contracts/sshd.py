@@ -2,7 +2,10 @@
 
 Its root is an overlay upon this host's, so that users, shells and keys can be changed, and so that the only
 block-device file systems that it sees are its own loop devices: freezing "all" cannot stop this host. Two ext4 are at
-/data/vda and /data/vdb, as in the small guests. It ends with the process that made it.
+/data/vda and /data/vdb, as in the small guests.
+
+A file system that stays frozen without a mount would hold its loop device, and every `sync` of this host, for ever. So
+the first process in the namespaces outlives whoever made it: at the end of its input it thaws, then all ends.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from workers.guests.host_keys import HostKey
 # $1: the folder, $2: the shell, $3: the port.
 SETUP = r"""
 set -e
+exec 3<&0 </dev/null
 mkdir "$1/over" "$1/root"
 mount -t tmpfs over "$1/over"
 mkdir "$1/over/upper" "$1/over/work"
@@ -55,7 +59,19 @@ UsePAM no
 UseDNS no
 LogLevel VERBOSE
 END
-exec chroot . /usr/sbin/sshd -D -e -f /etc/test-sshd/config
+chroot . /usr/sbin/sshd -D -e -f /etc/test-sshd/config 3<&- &
+cat <&3 >/dev/null
+. "$1/thaw"
+"""
+
+# $1: the folder. In the order of mounting, which is outer ones first, and by device, whatever the mount point is called.
+THAW = r"""
+mkdir -p "$1/thaw-here"
+for device in $(sed -n 's|.* - ext4 \(/dev/loop[0-9]*\) .*|\1|p' /proc/self/mountinfo); do
+    { mount "$device" "$1/thaw-here" || mount -o ro "$device" "$1/thaw-here"; } 2>/dev/null || continue
+    timeout -k 1 5 fsfreeze --unfreeze "$1/thaw-here" 2>/dev/null
+    umount -l "$1/thaw-here"
+done
 """
 
 
@@ -89,11 +105,11 @@ class SshGuest:
             with (self.folder / disk).open("wb") as file:
                 file.truncate(16 << 20)
             subprocess.run(["mkfs.ext4", "-q", str(self.folder / disk)], check=True)
-        # The process of `unshare` ends with this one, and the namespace's first process, and so all, with `unshare`.
-        argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "-m", "-p", "-f", "--kill-child", "--propagation"]
-        argv += ["private", "/bin/sh", "-c", SETUP, "sh", str(self.folder), self.shell, str(self.port)]
+        (self.folder / "thaw").write_text(THAW)
+        argv = ["unshare", "-m", "-p", "-f", "--kill-child", "--propagation", "private"]
+        argv += ["/bin/sh", "-c", SETUP, "sh", str(self.folder), self.shell, str(self.port)]
         with (self.folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.PIPE)
         try:
             self._wait_until_up()
         except BaseException:
@@ -113,7 +129,7 @@ class SshGuest:
     @property
     def pid(self) -> int:
         """Of the sshd that listens."""
-        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
+        return _children(_children(self.process.pid)[0])[0]
 
     def path(self, inside: str) -> Path:
         return Path(f"/proc/{self.pid}/root{inside}")
@@ -124,30 +140,37 @@ class SshGuest:
         return subprocess.Popen(argv, text=True, stdout=output, stderr=output)
 
     def out(self, script: str) -> str:
-        with self.popen(f"exec 2>&1; {script}", subprocess.PIPE) as process:
+        process = self.popen(f"exec 2>&1; {script}", subprocess.PIPE)
+        try:
             out, _ = process.communicate(timeout=60)
-            assert process.returncode == 0, out
-            return out
+        except subprocess.TimeoutExpired:
+            # What waits for a frozen disk cannot be killed, and is not waited for.
+            process.kill()
+            raise
+        assert process.returncode == 0, out
+        return out
+
+    def thaw(self) -> None:
+        """Without anything that is tested here."""
+        argv = ["nsenter", "-t", str(self.pid), "-m", "/bin/sh", "-c", THAW, "sh", str(self.folder)]
+        subprocess.run(argv, timeout=60, check=True, stdin=subprocess.DEVNULL)
 
     def sessions(self) -> list[int]:
         """Process ids, as seen from outside, of the sshd processes that serve connections."""
-        listener = self.pid
-        children = Path(f"/proc/{listener}/task/{listener}/children").read_text().split()
-        return [int(pid) for pid in children if "sshd" in Path(f"/proc/{pid}/comm").read_text()]
+        return [pid for pid in _children(self.pid) if "sshd" in Path(f"/proc/{pid}/comm").read_text()]
 
     def stop(self) -> None:
-        """A file system that stays frozen would hold its loop device, and every `sync` of this host, for ever."""
-        if self.process.poll() is None:
-            points = [line.split()[4] for line in Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()]
-            for point in points:
-                if point.startswith("/data"):
-                    self.popen(f"fsfreeze --unfreeze \"$(printf '%b' '{point}')\"").communicate(timeout=60)
-            self.process.kill()
-        self.process.wait(60)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(120)
         deadline = time.monotonic() + 60
         while str(self.folder) in subprocess.run(["losetup", "-l"], capture_output=True, text=True, check=True).stdout:
             assert time.monotonic() < deadline, "a loop device is still held"
             time.sleep(0.02)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 class Wire:

@@ -85,9 +85,10 @@ class GuestChannel(Protocol):
         ...
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Ran:
-        """Run a program (no shell in between) as root or SYSTEM; its output, at most 16 MiB of each stream. Raises
-        GuestTimeout if it has not ended after `timeout` seconds: it may go on in the guest, which nobody outside can
-        stop over an agent. A child that keeps the program's stdout open counts as the program."""
+        """Run a program (no shell in between) as root or SYSTEM; its output, as far as the channel carries it (2 MiB
+        always; who needs more gets a file). Raises GuestTimeout if it has not ended after `timeout` seconds: it may go
+        on in the guest, which nobody outside can stop over an agent. A child that keeps the program's stdout open
+        counts as the program."""
         ...
 
     def put_file(self, path: str, data: bytes) -> None:

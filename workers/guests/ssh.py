@@ -123,24 +123,25 @@ class SshChannel:
             raise GuestError("the file systems are frozen already, by this channel")
         wanted = "".join(f"mount {_as_in_mountinfo(point)}\n" for point in mounts)
         self._end_freezer()
-        self._freezer = self._start_freezer()
+        freezer = self._freezer = self._start_freezer()
         try:
-            return self._freezer.ask(f"{wanted}freeze\n", "frozen", FREEZE_SECONDS)
+            return freezer.ask(f"{wanted}freeze\n", "frozen", FREEZE_SECONDS)
         except BaseException:
             # The end of its input thaws what it has frozen, or will have.
-            self._end_freezer()
+            freezer.close()
             raise
 
     def thaw(self) -> int:
-        """Through the session that froze, else through another one; also what another connection has frozen."""
-        if self._freezer is not None:
+        """Through the session that froze; else, if it is lost or a freeze still hangs in it (in another thread),
+        through another connection: everything in the guest then, whoever froze it."""
+        freezer, self._freezer = self._freezer, None
+        if freezer is not None:
             try:
-                return self._freezer.ask("thaw\n", "thawed", THAW_SECONDS)
+                return freezer.ask("thaw\n", "thawed", THAW_SECONDS)
             except GuestError:
-                # Whatever is wrong with this connection, another one may do.
                 self._disconnect()
             finally:
-                self._end_freezer()
+                freezer.close()
         return self._ask_freezer("thaw\n", "thawed", THAW_SECONDS)
 
     def frozen(self) -> bool:
@@ -166,9 +167,9 @@ class SshChannel:
         return Freezer(self._connected(), command, ASK_SECONDS)
 
     def _end_freezer(self) -> None:
-        if self._freezer is not None:
-            self._freezer.close()
-            self._freezer = None
+        freezer, self._freezer = self._freezer, None
+        if freezer is not None:
+            freezer.close()
 
     def _as_root(self, argv: Sequence[str]) -> str:
         if any("\0" in word for word in argv):

@@ -275,6 +275,7 @@ class Freezer:
         self._session = Session(link, command, seconds)
         self._session.keep()
         self._buffer = b""
+        self._asking = threading.Lock()
 
     def alive(self) -> bool:
         return self._session.alive()
@@ -284,19 +285,19 @@ class Freezer:
 
     def ask(self, commands: str, answer: str, seconds: float) -> int:
         """Send `commands` (lines) and return N of the reply `answer N`. Raises GuestError with the freezer's own words
-        for `error …`; GuestTimeout."""
-        channel = self._session.channel
-        deadline = time.monotonic() + seconds
+        for `error …`, or while another thread still waits for a reply; GuestTimeout."""
+        if not self._asking.acquire(blocking=False):
+            raise GuestError("the guest has not answered another question yet")
         try:
-            channel.settimeout(seconds)
-            channel.sendall(commands.encode("utf-8", "surrogateescape"))
-            line = self._line(deadline)
+            line = self._answer(commands, time.monotonic() + seconds)
         except TimeoutError:
             raise GuestTimeout(
                 f"the guest did not say `{answer}` within {seconds:g} s over SSH: it may still happen"
             ) from None
         except OSError as error:
             raise GuestError(f"the SSH session that freezes and thaws was lost: {error}") from None
+        finally:
+            self._asking.release()
         word, _, rest = line.partition(" ")
         if word == answer and rest.isdecimal():
             return int(rest)
@@ -304,8 +305,10 @@ class Freezer:
             raise GuestError(f"the guest says: {rest}")
         raise GuestError(f"the guest answered {line[:200]!r} instead of `{answer}`")
 
-    def _line(self, deadline: float) -> str:
+    def _answer(self, commands: str, deadline: float) -> str:
         channel = self._session.channel
+        channel.settimeout(max(deadline - time.monotonic(), 0.001))
+        channel.sendall(commands.encode("utf-8", "surrogateescape"))
         while b"\n" not in self._buffer:
             channel.settimeout(max(deadline - time.monotonic(), 0.001))
             piece = channel.recv(_PIECE)

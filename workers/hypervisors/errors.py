@@ -95,6 +95,8 @@ def translated(doing: str) -> Iterator[None]:
 def guest_error(error: libvirt.libvirtError) -> StillframeError:
     """An error of an agent command, in words that say which part is missing."""
     words, kind = text(error), code(error)
+    if "encode message payload" in words:
+        return GuestError(f"the guest agent's answer is longer than libvirt carries ({words})")
     if lost_connection(error) or kind == libvirt.VIR_ERR_NO_DOMAIN:
         return translate(error, "the guest agent")
     if "not configured" in words:
