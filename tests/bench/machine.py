@@ -71,14 +71,14 @@ def write(domain: Any, device: str, offset: int, length: int, pattern: int) -> N
         raise RuntimeError(f"{command}: {answer}")
 
 
-def install(base: Path, *, block_size: str | None = None) -> Path:
+def install(base: Path, *, block_size: str | None = None, extension: str = "install = false") -> Path:
     """A Stillframe of its own in `base`; its configuration file."""
     config = base / "stillframe.toml"
     backup = f'[backup]\nblock_size = "{block_size}"\n' if block_size else ""
     config.write_text(
         f'[catalog]\nurl = "sqlite:///{base}/catalog.db"\n'
         f'[vaults.main]\nurl = "file://{base}/vault"\nkey_file = "{base}/main.key"\n'
-        f'[hypervisors.here]\nuri = "qemu:///system"\n{backup}'
+        f'[hypervisors.here]\nuri = "qemu:///system"\n{backup}[extension]\n{extension}\n'
         f'[paths]\nscratch = "{base}/s"\nruntime = "{base}/r"\ncache = "{base}/c"\n'
     )
     subprocess.run([STILLFRAME, "init", "--config", str(config)], check=True, capture_output=True)

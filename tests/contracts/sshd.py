@@ -15,10 +15,16 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from workers.guests.host_keys import HostKey
+from workers.guests.ssh import SshChannel
+
+UUID = "6f0d6a0e-4b0a-4a8e-9a55-3f5ad3f0a001"
+OpenSsh = Callable[..., SshChannel]
+"""The fixture `open_ssh`."""
 
 # $1: the folder, $2: the shell, $3: the port.
 SETUP = r"""
@@ -64,8 +70,9 @@ cat <&3 >/dev/null
 . "$1/thaw"
 """
 
-# $1: the folder. In the order of mounting, which is outer ones first, and by device, whatever the mount point is called.
+# $1: the folder. In the order of mounting, which is outer ones first; by device, whatever the mount point is called.
 THAW = r"""
+set +e
 mkdir -p "$1/thaw-here"
 for device in $(sed -n 's|.* - ext4 \(/dev/loop[0-9]*\) .*|\1|p' /proc/self/mountinfo); do
     { mount "$device" "$1/thaw-here" || mount -o ro "$device" "$1/thaw-here"; } 2>/dev/null || continue
@@ -171,6 +178,22 @@ class SshGuest:
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def waits(process: subprocess.Popen[str]) -> bool:
+    """Whether a quick program is held by something: it has not ended after a while."""
+    try:
+        process.wait(0.7)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
 
 
 class Wire:

@@ -92,7 +92,7 @@ class Sandbox:
             self.init.wait()
         for process in self.started:
             process.kill()
-            process.wait()
+            process.communicate()
         shutil.rmtree(self.seen, ignore_errors=True)
 
     def argv(self, command: list[str], user: int = 0) -> list[str]:

@@ -107,8 +107,6 @@ def check_database(guest: Guest, kind: str) -> int:
         checked = guest.out("mariadb-check --databases ledger", timeout=120)
         assert "OK" in checked, checked
         return int(mariadb(guest, "select max(id) from ledger.ledger"))
-    guest.out(
-        "cd /; setpriv --reuid postgres --regid postgres --init-groups pg_amcheck --install-missing postgres",
-        timeout=300,
-    )
+    as_postgres = "cd /; setpriv --reuid postgres --regid postgres --init-groups"
+    guest.out(f"{as_postgres} /usr/lib/postgresql/*/bin/pg_amcheck --install-missing postgres", timeout=300)
     return int(psql(guest, "select max(id) from ledger"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -317,10 +318,21 @@ def test_a_full_disk(target: Watched) -> None:
     driver.install(package(V2, 2), UUID)
 
 
+def test_a_disk_without_room_for_a_folder_is_full_too(target: Watched) -> None:
+    target.out("mount -t tmpfs -o nr_inodes=2 none /opt")
+    with pytest.raises(ExtensionError, match="No space left on device"):
+        LinuxExtension(target).install(package(), UUID)
+    assert [path for path in found_in(target) if path != ROOT] == []
+
+
 def test_what_a_killed_process_left_is_removed(target: Watched) -> None:
-    target.out(f"mkdir -p {ROOT}/.stage-0badf00d/lib; echo old >{ROOT}/.stage-0badf00d/lib/x")
-    LinuxExtension(target).install(package(), UUID)
-    assert not [path for path in found_in(target) if ".stage" in path]
+    driver = LinuxExtension(target)
+    for refused in ({}, {"install": says("install", code=20)}):
+        target.out(f"mkdir -p {ROOT}/.stage-0badf00d/lib; echo old >{ROOT}/.stage-0badf00d/lib/x")
+        with suppress(ExtensionError):
+            driver.install(package(V2 if refused else V1, 2, replaced=refused), UUID)
+        assert not [path for path in found_in(target) if ".stage" in path]
+        assert driver.status(UUID)
 
 
 LOOK = """while [ ! -e /tmp/stop ]; do

@@ -38,6 +38,8 @@ PATH=$PATH:/usr/sbin:/sbin
 command -v fsfreeze || echo
 sed -n 's/^PRETTY_NAME=//p' /etc/os-release 2>/dev/null | head -n 1
 """
+# The shell says 127 for a program that is not there; sudo would say 1.
+_SUDO = ("sudo", "-n", "--", "/bin/sh", "-c", 'exec "$@"', "sh")
 _PUT = 'umask 077; rm -f -- "$1" && cat >"$1"'
 _GET = 'head -c "$2" <"$1"'
 
@@ -174,7 +176,7 @@ class SshChannel:
     def _as_root(self, argv: Sequence[str]) -> str:
         if any("\0" in word for word in argv):
             raise GuestError("a program's argument holds a zero byte, which no program can be given")
-        return shlex.join(argv if self._user == "root" else ["sudo", "-n", "--", *argv])
+        return shlex.join(argv if self._user == "root" else [*_SUDO, *argv])
 
     def _run(self, argv: Sequence[str], stdin: bytes, timeout: float, limit: int) -> Ran:
         # `exec` runs programs only, never what the shell itself has under that name; and the shell that stays behind

@@ -5,7 +5,7 @@
 # `eof`, when nobody holds its output any more; `tick`, each second, on which time limits are looked at. So a script, or a
 # daemon that it left behind, can hold up nothing: at worst its time passes.
 
-SCRIPT_SECONDS=30
+SCRIPT_HUNDREDTHS=3000
 TERM_HUNDREDTHS=500
 KILL_HUNDREDTHS=300
 DRAIN_HUNDREDTHS=100
@@ -129,18 +129,18 @@ run_group() {
 # Starts the script that is loaded, once more if it was before.
 launch() {
     now
-    seconds=$(((phase_until - now) / 100))
-    if [ "$seconds" -lt 1 ]; then
+    has=$((phase_until - now))
+    if [ "$has" -lt 100 ]; then
         if [ "$try" -eq 0 ]; then finish skipped 'no time was left'; else finish failed; fi
         return
     fi
-    [ "$seconds" -le "$SCRIPT_SECONDS" ] || seconds=$SCRIPT_SECONDS
+    [ "$has" -le "$SCRIPT_HUNDREDTHS" ] || has=$SCRIPT_HUNDREDTHS
     try=$((try + 1))
-    limit=$((now + seconds * 100))
+    limit=$((now + has))
     stage=running
     code=
     keep
-    run_script 2>&1 </dev/null | read_output >/dev/null 2>&1 &
+    run_script | read_output &
 }
 
 on_end() {
@@ -216,7 +216,7 @@ settle() {
     case $code in
         0) finish ok ;;
         3) finish not_applicable ;;
-        timeout) finish timeout "killed after $SCRIPT_SECONDS s, or when no time was left" ;;
+        timeout) finish timeout ;;
         refused)
             why=
             { read -r why <"$home/refused"; } 2>/dev/null
@@ -280,12 +280,13 @@ know_holder() {
 
 # Runs the script that is loaded through an open file that was judged: what was looked at is what is run.
 run_script() {
+    exec 2>&1 </dev/null
     judge
     [ "$phase" != pre ] || : >"$home/started" || refuse 'memory is full'
     hold=$((freeze_s + 10))
     [ "$phase" != pre ] || hold=$((hold + (phase_until - now) / 100))
     export STILLFRAME_JOB="$job" STILLFRAME_UUID="$uuid" STILLFRAME_PHASE="$phase" STILLFRAME_GOAL="$goal"
-    export STILLFRAME_APP_DIR="$real" STILLFRAME_OPTION="$(option_of "${app#??-}")" STILLFRAME_DEADLINE="$seconds"
+    export STILLFRAME_APP_DIR="$real" STILLFRAME_OPTION="$(option_of "${app#??-}")" STILLFRAME_DEADLINE="$(((has + 50) / 100))"
     export STILLFRAME_HOLD="$hold" STILLFRAME_MOUNTS="$dir/mounts"
     export STILLFRAME_STATE="$home/state" STILLFRAME_RECORDS="$home/records"
     [ "$phase" != post ] || export STILLFRAME_RESULT="${result:-ok}"
@@ -353,6 +354,8 @@ option_of() {
 # Keeps the beginning of the output and reads on until nobody holds it. `dd` byte by byte: others keep what they have read
 # to themselves until they end, and a daemon may never let them.
 read_output() {
+    # By `exec`: a redirection of the call would keep the old streams aside, and with them whoever waits for their end.
+    exec >/dev/null 2>&1
     if ! dd bs=1 count="$OUTPUT_BYTES" of="$dir/out/$app.$phase" 2>/dev/null || [ -s "$dir/out/$app.$phase" ]; then
         cat >/dev/null
     fi

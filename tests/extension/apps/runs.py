@@ -60,7 +60,12 @@ class Script:
         """Exit code, and what it said on standard error; it says nothing on standard output."""
         words = {"OPTION": self.option, "HOLD": str(self.hold), "DEADLINE": str(self.deadline), "JOB": "0123abcd"}
         words |= {"STATE": f"{self.home}/state", "RECORDS": f"{self.home}/records", "PHASE": phase, "RESULT": "ok"}
-        words |= {"APP_DIR": f"{PLACE}/{self.name}", "GOAL": "application", "MOUNTS": "/dev/null", "UUID": "u"} | changed
+        words |= {
+            "APP_DIR": f"{PLACE}/{self.name}",
+            "GOAL": "application",
+            "MOUNTS": "/dev/null",
+            "UUID": "u",
+        } | changed
         path = "/usr/sbin:/usr/bin:/sbin:/bin"
         shell = ""
         if self.shell == "busybox":
@@ -69,8 +74,8 @@ class Script:
         out = f"{self.home}/stdout"
         code, said = self.guest.run(
             f"cd /; umask 077; exec 9<{PLACE}/{self.name}/run; env -i PATH={path} {environment} "
-            f"/usr/bin/setsid -w {shell} /proc/self/fd/9 {phase} 2>&1 >{out} </dev/null; code=$?; [ ! -s {out} ] || exit 99; "
-            "echo; exit $code",
+            f"/usr/bin/setsid -w {shell} /proc/self/fd/9 {phase} 2>&1 >{out} </dev/null; code=$?; "
+            f"[ ! -s {out} ] || exit 99; echo; exit $code",
             timeout=300,
         )
         return code, said.strip()
