@@ -121,6 +121,14 @@ class TestFreeze:
         finally:
             ssh_guest.thaw()
 
+    def test_the_freezer_itself_undoes_it(self, ssh_guest: SshGuest) -> None:
+        """Not only the end of its input."""
+        script = shlex.quote(files("extensions").joinpath("linux/freezer").read_text())
+        said = ssh_guest.out(f"fsfreeze --freeze /data/vda; printf 'freeze\\nstatus\\nthaw\\n' | /bin/sh -c {script}")
+        failed, *others = said.splitlines()
+        assert failed.startswith("error /data/vda: ")
+        assert others == ["noted 0", "thawed 1"]
+
     def test_another_connection_sees_it_and_may_thaw(
         self, ssh_guest: SshGuest, ssh: GuestChannel, open_ssh: OpenSsh
     ) -> None:

@@ -2,15 +2,16 @@
 
 The extension's paths are fixed, so the sandbox puts memory over all places that it touches. Three things of the kernel
 must never be reached from here: `/sys/fs/cgroup` would move processes, `fsfreeze` and `/proc/sysrq-trigger` would act on
-this host. Plain files lie upon the first two; the third one's path is another in the copy of the payload that runs here,
-since many hosts have no such file that could be covered. The tests in real guests have the real ones. One kind of sandbox
-has Debian's dash and coreutils, the other nothing but busybox.
+this host. A plain file lies upon the first; the others have another path in the copy of the payload that runs here, since
+busybox has one built in, and many hosts have no such file that could be covered. The tests in real guests have the real
+ones. One kind of sandbox has Debian's dash and coreutils, the other nothing but busybox.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -24,17 +25,18 @@ UUID = "11111111-2222-3333-4444-555555555555"
 VERSION = "0.1.0+1a2b3c4d"
 ROOT = "/opt/stillframe"
 SYSRQ = "/proc/sysrq-trigger"
+FSFREEZE = r"(?<=command -v )fsfreeze|fsfreeze(?= --)"
 
 # $1 is the folder that is /seen on both sides, $2 the kind of shell. In a process namespace of its own: when its first
 # process ends, everything in it is killed.
 _SETUP = r"""
 set -e
 seen=$1
-mkdir -p "$seen/etc" "$seen/bin" "$seen/cgroup" "$seen/kernel"
+mkdir -p "$seen/etc" "$seen/bin" "$seen/cgroup" "$seen/kernel" "$seen/tools"
 cp -a /etc/passwd /etc/group /etc/nsswitch.conf /etc/ld.so.* "$seen/etc/"
 touch "$seen/kernel/sysrq" "$seen/cgroup/cgroup.procs" "$seen/fsfreeze.log"
-printf '#!/bin/sh\necho "$@" >>%s/fsfreeze.log\n' "$seen" >"$seen/fsfreeze"
-chmod 0755 "$seen/fsfreeze" "$seen/etc"
+printf '#!/bin/sh\necho "$@" >>%s/fsfreeze.log\n' "$seen" >"$seen/tools/fsfreeze"
+chmod 0755 "$seen/tools/fsfreeze" "$seen/etc"
 mount --bind "$seen/cgroup" /sys/fs/cgroup
 mount --bind "$seen/etc" /etc
 mount -t tmpfs -o mode=0755,size=16m run /run
@@ -46,12 +48,8 @@ if [ "$2" = busybox ]; then
     cp "$busybox" "$seen/bin/busybox"
     "$seen/bin/busybox" --install -s "$seen/bin"
     for applet in "$seen/bin"/*; do [ ! -h "$applet" ] || ln -sf busybox "$applet"; done
-    rm -f "$seen/bin/fsfreeze"
-    cp "$seen/fsfreeze" "$seen/bin/fsfreeze"
     mount --bind "$seen/bin" /usr/sbin
     mount --bind "$seen/bin" /usr/bin
-else
-    mount --bind "$seen/fsfreeze" /usr/sbin/fsfreeze
 fi
 touch "$seen/ready"
 exec sleep infinity
@@ -126,8 +124,10 @@ class Sandbox:
         shutil.copytree(LINUX, target, ignore=shutil.ignore_patterns("apps", "__pycache__"))
         for path in (target / "watchdog", target / "lib" / "lease.sh"):
             text = path.read_text()
-            assert SYSRQ in text
-            path.write_text(text.replace(SYSRQ, f"{self.seen}/kernel/sysrq"))
+            for name, stand_in in ((SYSRQ, "kernel/sysrq"), (FSFREEZE, "tools/fsfreeze")):
+                assert re.search(name, text)
+                text = re.sub(name, f"{self.seen}/{stand_in}", text)
+            path.write_text(text)
         self.out(f"umask 022; mkdir -p {folder} && cp -R {target}/. {folder}/ && chmod -R go-w {folder}")
 
     def install(self, uuid: str = UUID) -> None:

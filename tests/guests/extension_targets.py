@@ -100,6 +100,26 @@ def says(verb: str, fields: str = "", code: int = 0, ok: str = "true") -> str:
     return f"""echo '{{"verb": "{verb}", "ok": {ok}{fields and f", {fields}"}}}'; exit {code}"""
 
 
+BROKEN = {
+    "install fails": {"install": says("install", '"error": "no room"', 20, "false")},
+    "install says nothing": {"install": "exit 0"},
+    "install does nothing": {"install": says("install")},
+    "install and a signal": {"install": 'mv "${0%/*}" "$3/$5"; kill -9 $$'},
+    "cannot serve": {"probe": says("probe", '"error": "the guest lacks: setsid"', 10, "false")},
+    "enable fails": {"enable": says("enable", '"error": "cannot make the link"', 20, "false")},
+    "enable, then nonsense": {"enable": f"ln -sfn {V2} /opt/stillframe/current; echo {{; exit 0"},
+    "status fails": {"status": says("status", '"error": "broken"', 20, "false")},
+    "status says nothing": {"status": "exit 0"},
+    "status is another": {"status": says("status", '"contract": 1, "version": "7", "serial": 2')},
+    "status of another serial": {"status": says("status", f'"contract": 1, "version": "{V2}", "serial": 1')},
+    "status of another contract": {"status": says("status", f'"contract": 2, "version": "{V2}", "serial": 2')},
+    "status of another verb": {"status": says("probe", f'"contract": 1, "version": "{V2}", "serial": 2')},
+    "a megabyte": {"status": "head -c 1048576 /dev/zero | tr '\\0' x; exit 0"},
+    "it hangs": {"status": "exec sleep 30"},
+}
+"""verb → what it does instead; none of these may stay in force."""
+
+
 @contextmanager
 def ssh_target(folder: Path, shell: str) -> Iterator[Watched]:
     guest = SshGuest(folder, shell)

@@ -96,12 +96,16 @@ def mark_each_point(guest: Guest) -> None:
 def check_database(guest: Guest, kind: str) -> int:
     """Raises AssertionError or GuestError unless the database of a restored guest starts and is sound; the highest
     transaction in it."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         code, said = guest.run("mariadb-admin ping" if kind == MARIADB else "pg_isready")
         if code == 0:
             break
-        assert time.monotonic() < deadline, f"{kind} does not start: {said}"
+        if time.monotonic() > deadline:
+            logs = guest.run(
+                "systemctl --no-pager -n 20 status postgresql* mariadb; tail -n 30 /var/log/postgresql/*.log"
+            )
+            raise AssertionError(f"{kind} does not start: {said}\n{logs[1]}")
         time.sleep(0.2)
     if kind == MARIADB:
         checked = guest.out("mariadb-check --databases ledger", timeout=120)

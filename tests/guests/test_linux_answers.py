@@ -129,6 +129,11 @@ class TestAbsent:
         with pytest.raises(ExtensionError, match="no longer in the guest"):
             driver.quiesce(REQUEST)
 
+    def test_nonsense_is_not_nothing(self, sandbox: Watched) -> None:
+        driver = put(sandbox, "echo what; exit 3")
+        with pytest.raises(ExtensionError, match="nonsense"):
+            driver.status(UUID)
+
     def test_a_link_to_nowhere(self, sandbox: Watched) -> None:
         put(sandbox, "exit 0")
         sandbox.out(f"rm -r {ROOT}/{V1}")

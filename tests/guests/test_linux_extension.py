@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 
 from tests.guests.extension_targets import (
+    BROKEN,
     OTHER_UUID,
     UUID,
     V1,
@@ -25,7 +26,7 @@ from tests.guests.extension_targets import (
 )
 from tests.guests.machines import GuestFactory
 from workers.contract.errors import Busy, ExtensionError, PackageRefused
-from workers.contract.guests import CONTRACT_VERSION, GuestOs
+from workers.contract.guests import CONTRACT_VERSION, GuestOs, Status
 from workers.contract.points import Consistency
 from workers.contract.seams import QuiesceRequest
 from workers.guests.linux import ROOT, TRANSIENT, LinuxExtension
@@ -89,6 +90,12 @@ def found_in(target: Watched) -> list[str]:
     return target.lines(f"for root in {ROOT} {TRANSIENT}; do [ ! -e $root ] || find $root; done | sort")
 
 
+def in_force(driver: LinuxExtension) -> Status:
+    status = driver.status(UUID)
+    assert status
+    return status
+
+
 # Also which is in force, what may be done with it, and when it was made.
 def listed(target: Watched) -> str:
     return target.out(
@@ -126,8 +133,7 @@ def test_an_upgrade_keeps_one_old_version(target: Watched) -> None:
     driver = LinuxExtension(target)
     for serial, version in enumerate((V1, V2, V3)):
         driver.install(package(version, serial), UUID)
-    status = driver.status(UUID)
-    assert status
+    status = in_force(driver)
     assert (status.version, status.previous) == (V3, V2)
     assert target.lines(f"cd {ROOT} && find . -name ext | sort") == [f"./{V2}/ext", f"./{V3}/ext"]
     assert target.lines(f"cd {ROOT} && readlink current && readlink previous") == [V3, V2]
@@ -143,25 +149,6 @@ def test_the_same_again(target: Watched) -> None:
     assert driver.install(package(V1, 3), UUID).previous == V2  # what was taken back is built anew
 
 
-BROKEN = {
-    "install fails": {"install": says("install", '"error": "no room"', 20, "false")},
-    "install says nothing": {"install": "exit 0"},
-    "install does nothing": {"install": says("install")},
-    "install and a signal": {"install": 'mv "${0%/*}" "$3/$5"; kill -9 $$'},
-    "cannot serve": {"probe": says("probe", '"error": "the guest lacks: setsid"', 10, "false")},
-    "enable fails": {"enable": says("enable", '"error": "cannot make the link"', 20, "false")},
-    "enable, then nonsense": {"enable": f"ln -sfn {V2} /opt/stillframe/current; echo {{; exit 0"},
-    "status fails": {"status": says("status", '"error": "broken"', 20, "false")},
-    "status says nothing": {"status": "exit 0"},
-    "status is another": {"status": says("status", '"contract": 1, "version": "7", "serial": 2')},
-    "status of another serial": {"status": says("status", f'"contract": 1, "version": "{V2}", "serial": 1')},
-    "status of another contract": {"status": says("status", f'"contract": 2, "version": "{V2}", "serial": 2')},
-    "status of another verb": {"status": says("probe", f'"contract": 1, "version": "{V2}", "serial": 2')},
-    "a megabyte": {"status": "head -c 1048576 /dev/zero | tr '\\0' x; exit 0"},
-    "it hangs": {"status": "exec sleep 30"},
-}
-
-
 def taken_back(target: Watched, replaced: dict[str, str]) -> None:
     driver = LinuxExtension(target)
     driver.install(package(V1, 1), UUID)
@@ -172,8 +159,7 @@ def taken_back(target: Watched, replaced: dict[str, str]) -> None:
     for words in ("no room", "lacks: setsid", "cannot make the link", "broken"):
         assert words in str(caught.value) or words not in str(replaced)
     assert found_in(target) == before
-    status = driver.status(UUID)
-    assert status
+    status = in_force(driver)
     assert (status.version, status.previous) == (V1, "")
     assert driver.install(package(V3, 3), UUID).previous == V1
 
@@ -278,8 +264,7 @@ class TestReadOnly:
         assert driver.install(package(V2, 2), UUID).root == TRANSIENT
         with pytest.raises(ExtensionError, match="is in force again"):
             driver.install(package(V3, 3, replaced={"status": "exit 0"}), UUID)
-        status = driver.status(UUID)
-        assert status
+        status = in_force(driver)
         assert (status.version, status.root) == (V2, TRANSIENT)
         assert driver.uninstall()
         assert found_in(target) == []
@@ -290,13 +275,10 @@ class TestReadOnly:
         target.out("mount --bind /opt /opt && mount -o remount,bind,ro /opt")
         with pytest.raises(ExtensionError, match="nothing of it was left"):
             driver.install(package(V2, 2, replaced={"probe": "exit 1"}), UUID)
-        status = driver.status(UUID)
-        assert status
+        status = in_force(driver)
         assert (status.version, status.transient) == (V1, False)
         assert driver.install(package(V2, 2), UUID).transient
-        status = driver.status(UUID)
-        assert status
-        assert status.version == V2
+        assert in_force(driver).version == V2
 
 
 def test_a_full_disk(target: Watched) -> None:
@@ -310,9 +292,7 @@ def test_a_full_disk(target: Watched) -> None:
         with pytest.raises(ExtensionError, match="No space left on device"):
             driver.install(big, UUID)
         assert found_in(target) == before
-        status = driver.status(UUID)
-        assert status
-        assert status.version == V1
+        assert in_force(driver).version == V1
         target.out(f"rm /opt/fill.{number}")
     target.out("rm /opt/fill*")
     driver.install(package(V2, 2), UUID)
@@ -389,8 +369,7 @@ class TestUnderALease:
         driver = LinuxExtension(guest)
         driver.install(package(V1, 1), UUID)
         assert driver.quiesce(self.REQUEST).watchdog
-        status = driver.status(UUID)
-        assert status
+        status = in_force(driver)
         assert status.lease
         assert status.lease.job == "job-a"
         for act in (lambda: driver.install(package(V2, 2), UUID), driver.uninstall):

@@ -43,6 +43,8 @@ class World:
     connections: list[str] = field(default_factory=list)
     dead: set[str] = field(default_factory=set)
     user: str = "root"
+    key: Path | None = None
+    """Instead of the one that the guest knows."""
     channels: list[SshChannel] = field(default_factory=list)
 
     def connect(self, address: str, private: bytes | None) -> SshChannel:
@@ -50,7 +52,7 @@ class World:
         if address in self.dead:
             raise GuestError(f"nobody is at {address}", hint="look for them")
         policy = ConfiguredKey(str(self.guest.host_key))
-        key = private or self.guest.key
+        key = private or self.key or self.guest.key
         self.channels.append(
             SshChannel(address="127.0.0.1", port=self.guest.port, key=key, host_key=policy, user=self.user)
         )
@@ -184,7 +186,7 @@ class TestByTheAgent:
             assert "guest-fsfreeze" in found.why_not
 
     def test_it_may_only_freeze_and_is_the_only_way(self, world: World, strict: AgentChannel) -> None:
-        with world.ways(strict, channel="agent", key_file="/nowhere") as found:
+        with world.ways(strict, channel="agent", key_file="/nowhere", address="10.1.2.3") as found:
             assert (found.commands, found.freezer) == (None, strict)
             assert "allow guest-exec, guest-exec-status and guest-file-*" in found.why_not
         assert world.connections == []
@@ -302,6 +304,14 @@ class TestWithTheConfiguredKey:
             assert (found.commands, found.freezer) == (None, None)
             assert "root" in found.why_not
         assert world.channels[0]._link is None, "the connection is left open"
+
+    def test_a_key_that_is_good_for_something_else_only(self, world: World, tmp_path: Path) -> None:
+        world.key = make_key(tmp_path / "key")
+        line = f'command="echo hello" {world.key.with_suffix(".pub").read_text()}'
+        world.guest.out(f"mkdir -p /root/.ssh && echo '{line.strip()}' >{THEIRS}")
+        with world.ways(None, key_file="/k", address="10.1.2.3") as found:
+            assert (found.commands, found.freezer) == (None, None)
+            assert "cannot run commands as root" in found.why_not
 
     def test_there_is_none(self, world: World, strictest: AgentChannel) -> None:
         with world.ways(strictest, channel="ssh", address="10.1.2.3") as found:

@@ -230,6 +230,9 @@ class Session:
         code = self.channel.recv_exit_status()
         # Without the end of the streams, what is here may be half of them.
         if self._expired or code < 0 or not self.channel.eof_received:
+            if not self._expired:
+                # A connection that dies tells its sessions first: the next use must see it dead, and connect anew.
+                self._link.join(1)
             raise self._failure("the SSH connection was lost before the program in the guest had ended")
         return Ran(code, bytes(out.data), bytes(err.data), out.more or err.more)
 

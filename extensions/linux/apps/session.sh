@@ -15,7 +15,7 @@
 state=$STILLFRAME_STATE
 read -r up _ </proc/uptime
 begun=${up%.*} # uptime: no change of the wall clock moves a time limit
-patience=$((STILLFRAME_DEADLINE * 3 / 4)) # seconds for a client to do what it is told; the rest is for letting go
+patience=$((STILLFRAME_DEADLINE * 3 / 4 + 1)) # seconds for a client to do what it is told; the rest is for letting go
 why=
 
 abandon() {
@@ -44,9 +44,10 @@ said() {
     return 1
 } 2>/dev/null
 
-# Sets $why to the first complaint of a client.
+# Sets $why to the first complaint of a client, or of the one whose errors are in file $1.
 complaint() {
-    for file in "$state"/err.* "$state"/out.*; do
+    [ $# -gt 0 ] || set -- "$state"/err.* "$state"/out.*
+    for file; do
         while IFS= read -r line; do
             case $line in *rror* | *ERROR* | *FATAL* | *ORA-*) why=$line && return ;; esac
         done 2>/dev/null <"$file"
@@ -139,7 +140,8 @@ let_go() {
 give_back() {
     problem=
     lost=
-    let_go || problem=$why
+    let_go
+    how=$why
     number=0
     while read -r item; do
         number=$((number + 1))
@@ -147,6 +149,7 @@ give_back() {
             $1 "$item" "$number"
             continue
         fi
+        why=$how
         complaint
         problem=${problem:-$why}
         lost=${lost:-$item}
@@ -154,8 +157,8 @@ give_back() {
     done <"$state/items"
     sweep
     item=$lost
-    why=$problem
-    [ -z "$problem" ]
+    why=${problem:-$how}
+    [ -z "$why" ]
 }
 
 # Removes what a held session leaves in memory.

@@ -62,7 +62,9 @@ take_lease() {
     remove_old
     end_watchdog # of a job that is over: its last thaws are not for this one
     # The same job may come again: what it came to before is not its result.
-    [ ! -e "$mem/last" ] || : >"$mem/last"
+    last=
+    { read -r last <"$mem/last"; } 2>/dev/null
+    [ "$last" != "$job" ] || : >"$mem/last"
 }
 
 give_up() {

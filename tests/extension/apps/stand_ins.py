@@ -1,5 +1,5 @@
-"""Stand-ins for MongoDB and Oracle, which cannot be had here: small programs in a guest that keep a lock, or a backup mode,
-in a file and understand what the scripts under test say to them, and nothing else.
+"""Stand-ins for MongoDB and Oracle, which cannot be had here: small programs in a guest that keep a lock, or a backup
+mode, in a file and understand what the scripts under test say to them, and nothing else.
 
 They hold the scripts to their own rules (who lets go, how often, after which death); whether a real server understands
 the same words they cannot say.

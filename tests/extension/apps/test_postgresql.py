@@ -54,6 +54,16 @@ class TestCheckpoint:
         assert script("post") == (0, "")
         assert script.records() == {}
 
+    def test_it_takes_too_long(self, script: Script) -> None:
+        """The server goes on with it, and recovers without it, too."""
+        checkpointer = script.guest.out("pgrep -f 'main: checkpointer'").split()[0]
+        script.guest.out(f"kill -STOP {checkpointer}")
+        script.deadline = 8
+        try:
+            assert script("pre") == (0, "postgresql: a checkpoint takes longer than 7 s")
+        finally:
+            script.guest.out(f"kill -CONT {checkpointer}")
+
     def test_it_cannot_log_in(self, script: Script) -> None:
         script.guest.out(f"cp -p {HBA} /tmp/hba; echo local all all reject >{HBA}")
         script.guest.out("systemctl reload 'postgresql@*'")

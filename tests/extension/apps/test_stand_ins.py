@@ -1,4 +1,4 @@
-"""`50-mongodb` and `50-oracle`, against stand-ins: what outlives its session is let go of exactly once, whoever dies."""
+"""`50-mongodb` and `50-oracle`, against stand-ins: what outlives its session is let go of once, whoever dies."""
 
 from __future__ import annotations
 
