@@ -126,15 +126,13 @@ class Context:
             pins = self.config.extension.host_keys if self.config.extension else self.config.runtime_dir / "host_keys"
             secret = key or access.key_file
             assert secret is not None
-            channel = SshChannel(
+            return SshChannel(
                 address=address,
                 key=secret,
                 host_key=host_key_policy(access.host_key, pins, machine.uuid),
                 port=access.port,
                 user=access.user,
             )
-            channel.info()
-            return channel
 
         return connect
 

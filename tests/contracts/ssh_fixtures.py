@@ -45,6 +45,7 @@ def open_ssh(ssh_guest: SshGuest, pins: Path) -> Iterator[OpenSsh]:
         key: Path | bytes | None = None,
         host_key: HostKeyPolicy | None = None,
         seconds: float = 30.0,
+        freeze_seconds: float = 30.0,
     ) -> SshChannel:
         policy = host_key if host_key is not None else PinnedKey(pins, UUID)
         channel = SshChannel(
@@ -54,6 +55,7 @@ def open_ssh(ssh_guest: SshGuest, pins: Path) -> Iterator[OpenSsh]:
             key=key or to.key,
             host_key=policy,
             connect_seconds=seconds,
+            freeze_seconds=freeze_seconds,
         )
         opened.append(channel)
         return channel

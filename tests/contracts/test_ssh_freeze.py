@@ -87,28 +87,41 @@ class TestFreeze:
             ssh_guest.thaw()
             ssh_guest.out("cd /data; umount two*/1inner two* again readonly; rm vda/one vda/two; rmdir two* again")
 
-    def test_a_freeze_that_hangs_is_ended_by_a_thaw(self, ssh_guest: SshGuest, ssh: GuestChannel) -> None:
-        """From another thread, as the governor's timer does it. What hangs is a loop device upon a file system that
-        somebody else has frozen."""
+    @pytest.fixture
+    def hanging(self, ssh_guest: SshGuest) -> Iterator[str]:
+        """A mount point whose freeze hangs: a loop device upon a file system that somebody else has frozen."""
         ssh_guest.out(
             """cd /data; mkdir -p inner; truncate -s 4M vda/three; mkfs.ext4 -q vda/three; mount -o loop vda/three inner
             fsfreeze --freeze /data/vda; echo dirty > inner/dirty"""
         )
         try:
-            with ThreadPoolExecutor(1) as thread:
-                freezing = thread.submit(ssh.freeze, ["/data/inner"])
-                with pytest.raises(TimeoutError):
-                    freezing.result(1)
-                started = time.monotonic()
-                assert ssh.thaw() in (1, 2)
-                with pytest.raises(GuestError):
-                    freezing.result(30)
-                assert time.monotonic() - started < 15
-            until(lambda: not ssh.frozen())
-            assert not waits(ssh_guest.popen("echo x > /data/vda/written; echo x > /data/inner/written"))
+            yield "/data/inner"
         finally:
             ssh_guest.thaw()
             ssh_guest.out("cd /data; umount inner; rm vda/three; rmdir inner")
+
+    def test_a_freeze_that_hangs_is_ended_by_a_thaw(self, ssh_guest: SshGuest, ssh: GuestChannel, hanging: str) -> None:
+        """From another thread, as the governor's timer does it."""
+        with ThreadPoolExecutor(1) as thread:
+            freezing = thread.submit(ssh.freeze, [hanging])
+            with pytest.raises(TimeoutError):
+                freezing.result(1)
+            started = time.monotonic()
+            assert ssh.thaw() in (1, 2)
+            with pytest.raises(GuestError):
+                freezing.result(30)
+            assert time.monotonic() - started < 15
+        until(lambda: not ssh.frozen())
+        assert not waits(ssh_guest.popen(f"echo x > /data/vda/written; echo x > {hanging}/written"))
+
+    def test_a_freeze_that_comes_too_late_ends_by_itself(
+        self, ssh_guest: SshGuest, open_ssh: OpenSsh, hanging: str
+    ) -> None:
+        with pytest.raises(GuestTimeout, match="may still happen"):
+            open_ssh(freeze_seconds=1.0).freeze([hanging])
+        ssh_guest.out("fsfreeze --unfreeze /data/vda")
+        until(lambda: not list(ssh_guest.path("/run/stillframe").glob("frozen.*")))
+        assert not waits(ssh_guest.popen(f"echo x > {hanging}/written"))
 
     def test_a_freeze_that_fails_half_way_is_undone(self, ssh_guest: SshGuest, ssh: GuestChannel) -> None:
         ssh_guest.out("fsfreeze --freeze /data/vda")

@@ -385,8 +385,7 @@ class TestUnderALease:
         driver = LinuxExtension(guest)
         driver.install(package(V1, 1), UUID)
         driver.quiesce(self.REQUEST)
-        status = driver.status(OTHER_UUID)
-        assert status
+        assert (status := driver.status(OTHER_UUID))
         assert (status.machine, status.lease) == (OTHER_UUID, None)
         assert driver.install(package(V2, 2), OTHER_UUID).machine == OTHER_UUID
 

@@ -57,12 +57,13 @@ class SshChannel:
         port: int = 22,
         user: str = "root",
         connect_seconds: float = CONNECT_SECONDS,
+        freeze_seconds: float = FREEZE_SECONDS,
     ) -> None:
         """`key`: the private key's file, or its text (OpenSSH or PEM, without a passphrase). A `user` other than root
         needs sudo without a password."""
         self._address, self._port, self._user = address, port, user
         self._key, self._host_key = key, host_key
-        self._connect_seconds = connect_seconds
+        self._connect_seconds, self._freeze_seconds = connect_seconds, freeze_seconds
         self._lock = threading.Lock()
         self._link: Any = None
         self._freezer: Freezer | None = None
@@ -127,7 +128,7 @@ class SshChannel:
         self._end_freezer()
         freezer = self._freezer = self._start_freezer()
         try:
-            return freezer.ask(f"{wanted}freeze\n", "frozen", FREEZE_SECONDS)
+            return freezer.ask(f"{wanted}freeze\n", "frozen", self._freeze_seconds)
         except BaseException:
             # The end of its input thaws what it has frozen, or will have.
             freezer.close()

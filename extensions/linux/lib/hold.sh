@@ -150,8 +150,11 @@ claim_job() {
         if ! is_claimed; then
             started_at $$
             # Where memory is full, better twice than never.
-            echo "$$ $start" >"$dir/claiming.$$" || return 0
-            ln "$dir/claiming.$$" "$dir/claim.$((claims + 1))" && return
+            if ! echo "$$ $start" >"$dir/claiming.$$" || ln "$dir/claiming.$$" "$dir/claim.$((claims + 1))"; then
+                # The one before may have come to its end, lease and all, after the lease was read.
+                read_lease && [ "$held_dir" = "$dir" ] && return
+                continue
+            fi
         fi
         now
         [ "$now" -lt "$patience" ] || fail 60 "job $job is being resumed, which takes too long"
