@@ -23,7 +23,7 @@ from workers.contract.seams import Extension, Package
 from workers.guests.linux import LinuxExtension
 from workers.guests.package import is_older
 from workers.guests.ways import Ways
-from workers.quiesce import POINT_SECONDS, Guest
+from workers.quiesce import Guest
 
 Packages = Callable[[GuestOs], Package | None]
 """The newest trusted package for an operating system. Raises PackageRefused."""

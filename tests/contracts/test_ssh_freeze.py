@@ -274,6 +274,8 @@ def whole_guest(
     guest = make_full_guest(libvirt_host, tiny_guest_image, guest_cache, guest_folder, label="ssh", ssh_port=port)
     try:
         guest.start()
+        # On a busy host its own mount comes late, or gives up.
+        guest.out("for i in $(seq 60); do mountpoint -q /data/vdb && exit; sleep 0.5; done; mount /data/vdb")
         guest.out(f"echo '{key.with_suffix('.pub').read_text().strip()}' >> /root/.ssh/authorized_keys")
         yield guest, port, key
     finally:

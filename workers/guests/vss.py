@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 FINE = frozenset({1, 5})
 """`VSS_WS_STABLE`, and `VSS_WS_WAITING_FOR_BACKUP_COMPLETE`: the agent's requester never says that the backup is
-complete, so writers may stay there after a good one. 0 is unknown, 2 to 4 are steps before the thaw, others failures."""
+complete, so writers may stay there after a good one. 0 is unknown, 2 to 4 are steps before the thaw, others fail."""
+
 _ENOUGH = 3
 """Writers that must say the same for their words to count. Every Windows has more than that."""
 _NO_ERROR = {"last error": "no error", "letzter fehler": "kein fehler", "dernière erreur": "aucune erreur"}

@@ -12,19 +12,20 @@ read_lease() {
     [ -n "$held_job" ]
 }
 
-# Whether the lease that was read still counts: somebody works on it, or its watchdog's deadline has not passed. Sets
-# $left_s.
+# Whether the lease that was read still counts: its watchdog's deadline has not passed, or the watchdog is at work, or
+# somebody else is. Sets $left_s.
 lease_holds() {
     now
     deadline=$now
-    { read -r deadline rest <"$held_dir/armed.1"; } 2>/dev/null
-    { read -r deadline rest <"$held_dir/armed.2"; } 2>/dev/null
+    dog=
+    { read -r deadline dog dog_start <"$held_dir/armed.1"; } 2>/dev/null
+    { read -r deadline dog dog_start <"$held_dir/armed.2"; } 2>/dev/null
     left=$((${deadline:-$now} - now))
     [ "$left" -gt 0 ] || left=0
     fraction=$((left % 100))
     case $fraction in ?) fraction=0$fraction ;; esac
     left_s=$((left / 100)).$fraction
-    [ "$left" -gt 0 ] || alive "$taker" "$taker_start" || is_claimed
+    [ "$left" -gt 0 ] || alive "$dog" "$dog_start" || alive "$taker" "$taker_start" || is_claimed
 }
 
 # Whether a living process resumes the job whose lease was read. Sets $claims to the number of those that began to.

@@ -92,7 +92,7 @@ def _program(guest: Guest, path: str, text: str) -> None:
 def mongodb_up(guest: Guest) -> None:
     """A socket that somebody listens on, and a shell."""
     _program(guest, "/usr/bin/mongosh", _MONGOSH)
-    perl = "IO::Socket::UNIX->new(Local => q(/tmp/mongodb-27017.sock), Listen => 1) or die; sleep 99999"
+    perl = "my $s = IO::Socket::UNIX->new(Local => q(/tmp/mongodb-27017.sock), Listen => 1) or die; sleep 99999"
     guest.out(
         f"mkdir {MONGO}; echo 0 >{MONGO}/count; : >{MONGO}/log; rm -f /tmp/mongodb-*.sock;"
         f"setsid perl -MIO::Socket::UNIX -e '{perl}' </dev/null >/dev/null 2>&1 & echo $! >/run/stand-in-mongodb.pid"

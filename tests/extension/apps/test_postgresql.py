@@ -88,7 +88,7 @@ class TestCheckpoint:
 
     def test_what_is_no_server(self, script: Script) -> None:
         """A pooler's socket has no lock file beside it."""
-        perl = "IO::Socket::UNIX->new(Local => q(/tmp/.s.PGSQL.7777), Listen => 1) or die; sleep 999"
+        perl = "my $s = IO::Socket::UNIX->new(Local => q(/tmp/.s.PGSQL.7777), Listen => 1) or die; sleep 999"
         pid = script.guest.out(
             f"setsid perl -MIO::Socket::UNIX -e '{perl}' </dev/null >/dev/null 2>&1 & echo $!"
         ).strip()
