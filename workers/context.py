@@ -22,7 +22,6 @@ from workers.quiesce import unfrozen
 from workers.snapshot import Places
 
 if TYPE_CHECKING:
-    from workers.guests.agent import AgentChannel
     from workers.guests.ways import Connect
     from workers.vault import Vault
     from workers.visit import Visit
@@ -68,14 +67,15 @@ class Context:
         """A visit to the guest of `machine`; `job` marks what is left in it. That nobody can get in is no error: the
         visit says so. `rescue`: to thaw; otherwise a freeze that is found in the way is waited for, and ended, since a
         frozen agent runs nothing. Raises NotFound, HypervisorError."""
+        from workers.guests.agent import AgentChannel
         from workers.guests.ways import open_ways
         from workers.visit import Visit
 
         access = self.access(machine)
         hypervisor = self.hypervisor(machine.hypervisor)
-        agent = self._agent(machine, access)
+        agent = AgentChannel(hypervisor.agent_command(machine.uuid))
         found = ""
-        if agent is not None and not rescue:
+        if not rescue:
             with suppress(GuestError):  # whether it answers at all, the ways say
                 found = unfrozen(agent)
         with open_ways(access, agent, self._connect(machine, access), job=job) as ways:
@@ -110,13 +110,6 @@ class Context:
             if fnmatchcase(name, access.machines):
                 return access
         return GuestAccess(machines="*")
-
-    def _agent(self, machine: MachineRef, access: GuestAccess) -> AgentChannel | None:
-        from workers.guests.agent import AgentChannel
-
-        if access.channel == "ssh":
-            return None
-        return AgentChannel(self.hypervisor(machine.hypervisor).agent_command(machine.uuid))
 
     def _connect(self, machine: MachineRef, access: GuestAccess) -> Connect:
         def connect(address: str, key: bytes | None) -> GuestChannel:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from workers.contract.errors import StillframeError
+from workers.contract.errors import ExtensionError, StillframeError
 from workers.contract.guests import (
     CONTRACT_VERSION,
     ExtensionState,
@@ -69,8 +69,8 @@ class Visit:
         extension = self.extension(info.os)
         if extension is None:
             raise StillframeError(f"there is no extension for this kind of guest ({info.release or info.os})")
-        status = extension.status(self.uuid)
         package = self.packages(info.os)
+        status = self._status(extension, mended=package is not None)
         if package is None:
             if status is None or status.contract != CONTRACT_VERSION:
                 raise StillframeError("no package is built: stillframe extension build")
@@ -82,6 +82,15 @@ class Visit:
         if is_older(package, status) and status.contract == CONTRACT_VERSION:
             return status, f"newer than the package {package.version} here"
         return extension.install(package, self.uuid), f"upgraded from {status.version}"
+
+    def _status(self, extension: Extension, *, mended: bool) -> Status | None:
+        """None: there is none, or (`mended`: it will be replaced) one that answers nonsense."""
+        try:
+            return extension.status(self.uuid)
+        except ExtensionError:
+            if mended:
+                return None
+            raise
 
     def extension(self, os: GuestOs) -> Extension | None:
         """The driver for a guest of that kind; None: there is none, or no way to run commands."""

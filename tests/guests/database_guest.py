@@ -14,6 +14,7 @@ from pathlib import Path
 import libvirt
 
 from orchestrator.demo.host import remove_machine
+from orchestrator.demo.in_guest import guest_out
 from orchestrator.demo.tiny_guest import TinyImage
 from tests.guests.full_guest import PACKAGES, SETUP, Recipe, make_full_guest
 from tests.guests.machines import MIB, Guest
@@ -89,11 +90,11 @@ def only(guest: Guest, *kinds: str) -> None:
 
 
 def psql(guest: Guest, sql: str, *, port: int = 5432, timeout: float = 120) -> str:
-    """What PostgreSQL answers to `sql` (no single quote in it), unaligned and without headers."""
-    command = f'cd /; setpriv --reuid postgres --regid postgres --init-groups psql -XqAt -p {port} postgres -c "{sql}"'
-    return guest.out(command, timeout=timeout).strip()
+    """What PostgreSQL answers to `sql`, unaligned and without headers."""
+    command = f"cd /; setpriv --reuid postgres --regid postgres --init-groups psql -XqAt -p {port} -v ON_ERROR_STOP=1"
+    return guest_out(guest.domain, command, timeout=timeout, stdin=f"{sql};".encode()).strip()
 
 
 def mariadb(guest: Guest, sql: str, *, timeout: float = 120) -> str:
-    """What MariaDB answers to `sql` (no double quote in it), as tab-separated lines without headers."""
-    return guest.out(f'mariadb -BN -e "{sql}"', timeout=timeout).strip()
+    """What MariaDB answers to `sql`, as tab-separated lines without headers."""
+    return guest_out(guest.domain, "mariadb -BN", timeout=timeout, stdin=f"{sql};".encode()).strip()

@@ -12,7 +12,7 @@ from tests.guests.machines import Guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
-SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $$stillframe$$"
+SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'stillframe'"
 HBA = "$(ls -d /etc/postgresql/*)/main/pg_hba.conf"
 
 
@@ -114,7 +114,7 @@ class TestBackupMode:
         assert sorted(records) == ["backup_label", "wal_position"]
         start, stop = (line.split() for line in records["wal_position"].splitlines())
         assert (start[0], stop[0]) == ("start", "stop")
-        assert psql(guest, f"SELECT $${start[1]}$$::pg_lsn < $${stop[1]}$$::pg_lsn") == "t"
+        assert psql(guest, f"SELECT '{start[1]}'::pg_lsn < '{stop[1]}'::pg_lsn") == "t"
         assert records["backup_label"].startswith(f"START WAL LOCATION: {start[1]} (file ")
         assert "\nLABEL: stillframe 0123abcd\n" in records["backup_label"]
 
@@ -203,11 +203,11 @@ class TestBackupMode:
     def test_a_tablespace(self, backup: Script) -> None:
         guest = backup.guest
         guest.out("install -d -o postgres '/var/lib/postgresql/my space'")
-        psql(guest, "CREATE TABLESPACE s LOCATION $$/var/lib/postgresql/my space$$")
+        psql(guest, "CREATE TABLESPACE s LOCATION '/var/lib/postgresql/my space'")
         try:
             assert backup("pre") == (0, "")
             assert backup("post") == (0, "")
-            oid = psql(guest, "SELECT oid FROM pg_tablespace WHERE spcname = $$s$$")
+            oid = psql(guest, "SELECT oid FROM pg_tablespace WHERE spcname = 's'")
             assert backup.records()["tablespace_map"] == f"{oid} /var/lib/postgresql/my space\n"
         finally:
             psql(guest, "DROP TABLESPACE s")
