@@ -114,7 +114,9 @@ def test_a_file_that_is_bound_upon_is_no_mount_point(kernel: Kernel) -> None:
     assert kernel.quiesced().mounts == ["/run/m/folder"]
 
 
-@pytest.mark.parametrize("name", ["with space", 'quo"te', "back\\slash", "new\nline", "t\tab", "Größe", "日本", "%s $x `y`"])
+@pytest.mark.parametrize(
+    "name", ["with space", 'quo"te', "back\\slash", "new\nline", "t\tab", "Größe", "日本", "%s $x `y`"]
+)
 def test_names_are_kept_exactly(kernel: Kernel, name: str) -> None:
     kernel.mount("254:1", f"/run/m/{name}")
     found = kernel.quiesced()
@@ -122,7 +124,9 @@ def test_names_are_kept_exactly(kernel: Kernel, name: str) -> None:
     assert kernel.sandbox.out("cat /run/stillframe/job.*/mounts") == f"/run/m/{name}\n"
 
 
-@pytest.mark.parametrize("raw", [b"\xff", b"ab\xc3", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe0\x80\x80"])
+@pytest.mark.parametrize(
+    "raw", [b"\xff", b"ab\xc3", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe0\x80\x80"]
+)
 def test_a_name_that_json_cannot_say_is_left_out(kernel: Kernel, raw: bytes) -> None:
     kernel.mount("254:1", "/run/m/" + raw.decode("utf-8", "surrogateescape"))
     kernel.mount("254:16", "/run/m/fine")

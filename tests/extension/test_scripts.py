@@ -198,7 +198,9 @@ class TestLimits:
 
     def test_the_log_is_rotated(self, installed: Sandbox) -> None:
         installed.app("50-x", "echo fresh words")
-        installed.out("umask 077; mkdir -p /var/log/stillframe; dd if=/dev/zero of=/var/log/stillframe/scripts.log bs=1024 count=1025")
+        installed.out(
+            "umask 077; mkdir -p /var/log/stillframe; dd if=/dev/zero of=/var/log/stillframe/scripts.log bs=1024 count=1025"
+        )
         installed.quiesce()
         installed.resume()
         wait_for(lambda: installed.run("grep -q fresh /var/log/stillframe/scripts.log")[0] == 0)
@@ -286,6 +288,7 @@ class TestHoldersAndRecords:
         installed.quiesce()
         if how == "gone":
             installed.out(f"kill -KILL {installed.processes('sleep 5000')[0]}")
+            wait_for(lambda: not installed.processes("sleep 5000"))
         if how == "another":
             # The same number, but not the process that was there after `pre`.
             installed.out("f=$(echo /run/stillframe/job.*/app/50-x/holder); read -r p s <$f; echo $p $((s - 1)) >$f")

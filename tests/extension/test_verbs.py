@@ -136,7 +136,8 @@ class TestInForce:
         assert watcher.communicate(timeout=60)[0] == b"end\n"
 
     @pytest.mark.parametrize(
-        ("root", "version"), [("/tmp", VERSION), (ROOT, "../../etc"), (ROOT, "current"), (ROOT, ".x"), (TRANSIENT, VERSION)]
+        ("root", "version"),
+        [("/tmp", VERSION), (ROOT, "../../etc"), (ROOT, "current"), (ROOT, ".x"), (TRANSIENT, VERSION)],
     )
     def test_install_only_where_it_belongs(self, sandbox: Sandbox, root: str, version: str) -> None:
         sandbox.place(STAGE)

@@ -27,12 +27,15 @@ class TestArmed:
         assert installed.out(f"readlink /proc/{dog}/cwd").strip() == "/", "it keeps no file system from being unmounted"
 
     def test_control_groups_of_version_1(self, installed: Sandbox) -> None:
-        installed.out("cd /sys/fs/cgroup; rm cgroup.procs; mkdir cpu systemd; touch cpu/cgroup.procs systemd/cgroup.procs")
+        installed.out(
+            "cd /sys/fs/cgroup; rm cgroup.procs; mkdir cpu systemd; touch cpu/cgroup.procs systemd/cgroup.procs"
+        )
         installed.quiesce()
         [dog] = dogs(installed)
-        assert installed.out("cat /sys/fs/cgroup/cpu/cgroup.procs /sys/fs/cgroup/systemd/cgroup.procs").split() == [
-            str(dog)
-        ] * 2
+        assert (
+            installed.out("cat /sys/fs/cgroup/cpu/cgroup.procs /sys/fs/cgroup/systemd/cgroup.procs").split()
+            == [str(dog)] * 2
+        )
 
     def test_it_is_armed_before_the_scripts_and_again_after_them(self, installed: Sandbox) -> None:
         """First for as long as both may take; then for the freeze alone, and the first one is gone."""
@@ -50,7 +53,7 @@ class TestArmed:
         watch = "while [ ! -e /run/stop ]; do n=0; for f in /run/stillframe/job.*/armed.*; do read -r d p s <$f || continue;"
         watch += " [ -d /proc/$p ] && n=1; done; [ $n = 1 ] || echo none; done 2>/dev/null; echo end"
         quiesce = installed.background(f"/bin/sh {ROOT}/current/ext quiesce --job j --freeze-s 50")
-        wait_for(lambda: bool(dogs(installed)))
+        wait_for(lambda: installed.run("test -s /run/stillframe/job.*/armed.1")[0] == 0)
         watcher = installed.background(watch)
         quiesce.communicate(timeout=60)
         installed.out("touch /run/stop")

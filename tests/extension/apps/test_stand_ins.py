@@ -70,7 +70,7 @@ class TestMongodb:
 
     def test_all_of_it_is_killed(self, script: Script) -> None:
         assert script("pre") == (0, "")
-        script.guest.out(f"kill -KILL -- -{script.holder()}")
+        script.guest.out(f"kill -KILL -{script.holder()}")
         assert self.log(script) == ["lock"]
         assert script("post")[0] == 1
         assert self.log(script) == ["lock", "unlock"]
@@ -155,7 +155,7 @@ class TestOracle:
 
     def test_all_of_it_is_killed(self, script: Script) -> None:
         assert script("pre") == (0, "")
-        script.guest.out(f"kill -KILL -- -{script.holder()}; pkill -KILL sqlplus; :")
+        script.guest.out(f"kill -KILL -{script.holder()}; pkill -KILL sqlplus; :")
         assert script("post")[0] == 1
         assert script.guest.out(f"cat {ORACLE}/*/mode") == "off\noff\n"
 
