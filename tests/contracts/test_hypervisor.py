@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import time
-import uuid as uuids
 from pathlib import Path
 
 import libvirt
@@ -74,7 +73,7 @@ class TestOpening:
             hypervisor.inventory(machine.uuid)
         hypervisor.close()
 
-    @pytest.mark.parametrize("uuid", [str(uuids.uuid4()), "no-uuid"])
+    @pytest.mark.parametrize("uuid", ["6f9b31a4-1f0e-4c57-9d4f-8a3d5f0c9b11", "no-uuid"])
     def test_an_unknown_machine(self, hypervisor: LibvirtHypervisor, uuid: str) -> None:
         with pytest.raises(NotFound, match="lab has no machine"):
             hypervisor.inventory(uuid)

@@ -13,13 +13,13 @@ import pytest
 from tests.extension.sandbox import Sandbox
 
 
-@pytest.fixture(params=["dash", "busybox"])
+@pytest.fixture(params=["dash", "busybox", "bash"])
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """A place where the extension can be installed; nothing is yet."""
     if os.geteuid() != 0:
         pytest.fail("these tests need root: they make mounts and processes of their own", pytrace=False)
-    if request.param == "busybox" and shutil.which("busybox") is None:
-        pytest.fail("there is no busybox here; type: deploy/install-packages --dev", pytrace=False)
+    if shutil.which(request.param) is None:
+        pytest.fail(f"there is no {request.param} here; type: deploy/install-packages --dev", pytrace=False)
     seen = Path(tempfile.mkdtemp(prefix="sf-ext-"))
     seen.chmod(0o755)
     made = Sandbox(seen, request.param)

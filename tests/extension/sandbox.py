@@ -1,10 +1,11 @@
 """A guest without a guest: this host's kernel, with mounts and processes of its own, for the extension to live in.
 
 The extension's paths are fixed, so the sandbox puts memory over all places that it touches. Three things of the kernel
-must never be reached from here: `/sys/fs/cgroup` would move processes, `fsfreeze` and `/proc/sysrq-trigger` would act on
-this host. A plain file lies upon the first; the others have another path in the copy of the payload that runs here, since
-busybox has one built in, and many hosts have no such file that could be covered. The tests in real guests have the real
-ones. One kind of sandbox has Debian's dash and coreutils, the other nothing but busybox.
+must never be reached from here: `/sys/fs/cgroup` would move processes, `fsfreeze` and `/proc/sysrq-trigger` would act
+on this host. A plain file lies upon the first; the others have another path in the copy of the payload that runs here,
+since busybox has one built in, and many hosts have no such file that could be covered. The tests in real guests have
+the real ones. There are three kinds: Debian's dash and coreutils; bash, as Red Hat's systems have it; nothing but
+busybox.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ if [ "$2" = busybox ]; then
     mount --bind "$seen/bin" /usr/sbin
     mount --bind "$seen/bin" /usr/bin
 fi
+[ "$2" != bash ] || mount --bind "$(command -v bash)" "$(readlink -f /bin/sh)"
 touch "$seen/ready"
 exec sleep infinity
 """

@@ -5,6 +5,7 @@ A writer in the guest notes the time of each of its writes: its longest pause is
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ def longest_pause(extension: ExtensionInGuest, name: str) -> float:
     count = len(extension.guest.out(f"cat /tmp/{name}").split())
     wait_for(lambda: len(extension.guest.out(f"cat /tmp/{name}").split()) > count + 2)
     times = [float(word) for word in extension.guest.out(f"cat /tmp/{name}").split()]
-    return max(later - sooner for sooner, later in zip(times, times[1:], strict=False))
+    return max(later - sooner for sooner, later in itertools.pairwise(times))
 
 
 def assert_thawed_in_time(extension: ExtensionInGuest) -> None:

@@ -25,7 +25,7 @@ class Kernel:
 
     sandbox: Sandbox
     folder: Path
-    table: str = ""
+    table: str = "29 1 0:25 / /run rw - tmpfs run rw\n"
     number: int = 30
 
     def disk(self, path: str, device: str, *partitions: tuple[str, str]) -> None:
@@ -134,6 +134,17 @@ def test_a_name_that_json_cannot_say_is_left_out(kernel: Kernel, raw: bytes) -> 
     assert found.mounts == ["/run/m/fine"]
     assert found.partial
     assert "UTF-8" in found.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_no_watchdog_where_its_memory_is_a_disk(kernel: Kernel, kind: str) -> None:
+    """It writes that it fired before it thaws. The table is in no order that one could rely on."""
+    kernel.table += "28 1 254:1 / / rw - ext4 /dev/vda1 rw\n"
+    assert kernel.quiesced().watchdog
+    kernel.table = kernel.table.replace("tmpfs run", f"{kind} /dev/vda1").replace("0:25", "254:1")
+    found = kernel.quiesced()
+    assert not found.watchdog
+    assert "/run" in found.watchdog_detail
 
 
 class TestSkippedDisks:

@@ -13,6 +13,9 @@ from workers.contract.guests import Quiesced, Resumed, ScriptRun
 SAY = 'echo "$1 ${STILLFRAME_APP_DIR##*/}" >>/run/seen\n'
 
 
+TOLD = ["JOB", "UUID", "PHASE", "GOAL", "APP_DIR", "OPTION", "DEADLINE", "HOLD", "MOUNTS", "STATE", "RECORDS"]
+
+
 def runs(said: Said) -> list[ScriptRun]:
     kind = Quiesced if said.answer["verb"] == "quiesce" else Resumed
     return list(kind.model_validate(said.answer).scripts)
@@ -157,10 +160,7 @@ class TestLimits:
         told = dict(line.split("=", 1) for line in installed.out("cat /run/env.pre").splitlines())
         after = dict(line.split("=", 1) for line in installed.out("cat /run/env.post").splitlines())
         # What a shell makes for itself is not inherited.
-        assert set(told) - {"PWD", "SHLVL", "_", "OLDPWD"} == {"PATH"} | {
-            f"STILLFRAME_{word}"
-            for word in "JOB UUID PHASE GOAL APP_DIR OPTION DEADLINE HOLD MOUNTS STATE RECORDS".split()
-        }
+        assert set(told) - {"PWD", "SHLVL", "_", "OLDPWD"} == {"PATH"} | {f"STILLFRAME_{word}" for word in TOLD}
         assert set(after) - set(told) == {"STILLFRAME_RESULT"}
         assert (told["STILLFRAME_JOB"], told["STILLFRAME_UUID"], told["STILLFRAME_PHASE"]) == ("j7", UUID, "pre")
         assert (told["STILLFRAME_GOAL"], told["STILLFRAME_OPTION"]) == ("application", "backup")
@@ -199,7 +199,8 @@ class TestLimits:
     def test_the_log_is_rotated(self, installed: Sandbox) -> None:
         installed.app("50-x", "echo fresh words")
         installed.out(
-            "umask 077; mkdir -p /var/log/stillframe; dd if=/dev/zero of=/var/log/stillframe/scripts.log bs=1024 count=1025"
+            "umask 077; mkdir -p /var/log/stillframe; cd /var/log/stillframe;"
+            " dd if=/dev/zero of=scripts.log bs=1024 count=1025"
         )
         installed.quiesce()
         installed.resume()
@@ -297,7 +298,8 @@ class TestHoldersAndRecords:
     def test_records(self, installed: Sandbox) -> None:
         installed.app(
             "50-x",
-            "cd $STILLFRAME_RECORDS\nif [ $1 = pre ]; then printf 'a\\0b' >position; ln -s /etc/passwd link; echo >'odd name'\n"
+            "cd $STILLFRAME_RECORDS\n"
+            "if [ $1 = pre ]; then printf 'a\\0b' >position; ln -s /etc/passwd link; echo >'odd name'\n"
             "else echo label >backup_label; dd if=/dev/zero of=huge bs=1024 count=65 2>/dev/null; fi",
         )
         installed.quiesce()

@@ -1,4 +1,4 @@
-"""The watchdog's life, without a freeze: when it thaws, what it leaves behind, how it ends. In a sandbox, both shells."""
+"""The watchdog's life, without a freeze: when it thaws, what it leaves, how it ends. In a sandbox, with both shells."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ class TestArmed:
 
     def test_there_is_always_one(self, installed: Sandbox) -> None:
         installed.app("50-x", "sleep 1")
-        watch = "while [ ! -e /run/stop ]; do n=0; for f in /run/stillframe/job.*/armed.*; do read -r d p s <$f || continue;"
-        watch += " [ -d /proc/$p ] && n=1; done; [ $n = 1 ] || echo none; done 2>/dev/null; echo end"
+        watch = "while [ ! -e /run/stop ]; do n=0; for f in /run/stillframe/job.*/armed.*; do"
+        watch += " read -r d p s <$f || continue; [ -d /proc/$p ] && n=1; done;"
+        watch += " [ $n = 1 ] || echo none; done 2>/dev/null; echo end"
         quiesce = installed.background(f"/bin/sh {ROOT}/current/ext quiesce --job j --freeze-s 50")
         wait_for(lambda: installed.run("test -s /run/stillframe/job.*/armed.1")[0] == 0)
         watcher = installed.background(watch)

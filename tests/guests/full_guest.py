@@ -34,7 +34,7 @@ SETUP = r"""
 set -e
 echo full-guest > "$1/etc/hostname"
 printf '/dev/vda / ext4 defaults,noatime 0 1\n' > "$1/etc/fstab"
-printf '/dev/vdb /data/vdb ext4 nofail,noatime,x-systemd.device-timeout=15s 0 2\n' >> "$1/etc/fstab"
+printf '/dev/vdb /data/vdb ext4 nofail,noatime,x-systemd.device-timeout=180s 0 2\n' >> "$1/etc/fstab"
 mkdir -p "$1/data/vdb" "$1/root/.ssh"
 printf '[Match]\nName=en* eth*\n[Network]\nDHCP=yes\n' > "$1/etc/systemd/network/20-dhcp.network"
 chroot "$1" systemctl enable -q systemd-networkd ssh

@@ -4,7 +4,7 @@
 #   first ITEM    statements that take hold; the client prints the line `held` after the last
 #   beat          a statement that changes nothing, every second or so: whoever lost his session finds out
 #   last ITEM     statements that let go; the client prints the line `ended` after the last
-#   abandon       statements that let go where the end of the session alone does not, and no `post` came
+#   abandon       statements for when no `post` came: nothing, if the end of the session is enough
 #   undo ITEM N   lets go from outside what the session can no longer let go of
 #
 # `pre` starts its script anew as `run hold`: that process is the holder. It pipes statements into one client per item, and
@@ -17,14 +17,6 @@ read -r up _ </proc/uptime
 begun=${up%.*} # uptime: no change of the wall clock moves a time limit
 patience=$((STILLFRAME_DEADLINE * 3 / 4 + 1)) # seconds for a client to do what it is told; the rest is for letting go
 why=
-
-abandon() {
-    :
-}
-
-undo() {
-    :
-}
 
 # Sets $now to the seconds since this script began.
 clock() {
@@ -49,7 +41,7 @@ complaint() {
     [ $# -gt 0 ] || set -- "$state"/err.* "$state"/out.*
     for file; do
         while IFS= read -r line; do
-            case $line in *rror* | *ERROR* | *FATAL* | *ORA-*) why=$line && return ;; esac
+            case $line in 'ERROR at line '*) ;; *rror* | *ERROR* | *FATAL* | *ORA-*) why=$line && return ;; esac
         done 2>/dev/null <"$file"
     done
     why=${why:-the client ended}

@@ -1,5 +1,5 @@
-# What the entry point and the watchdog have in common. No function here starts a program: the watchdog may have to work
-# while every disk is frozen and whatever looks at programs before they run hangs.
+# What the entry point and the watchdog have in common. No function here starts a program: the watchdog may have to
+# work while every disk is frozen and whatever looks at programs before they run hangs.
 
 mem=/run/stillframe # in memory: writable while disks are frozen
 newline='

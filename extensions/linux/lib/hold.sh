@@ -1,7 +1,7 @@
 # Holding a guest for one point in time and letting go: `probe`, `quiesce`, `resume`.
 #
-# Whoever dies in between, `resume` is called: by the host, by the next job, or by the watchdog; each script's `post` is run
-# once all the same. Until it has ended nothing is written but to memory.
+# Whoever dies in between, `resume` is called: by the host, by the next job, or by the watchdog; each script's `post`
+# is run once all the same. Until it has ended nothing is written but to memory.
 
 RECORD_BYTES=65536
 ALL_RECORDS_BYTES=163840
@@ -66,12 +66,20 @@ verb_quiesce() {
     if [ -z "$method" ]; then
         armed=false
         detail='this guest has neither sysrq nor fsfreeze'
+    elif ! is_memory "$beneath"; then
+        armed=false
+        detail='/run is on a disk here: the watchdog itself would be held by the freeze'
     elif [ "$armed" = false ]; then
         detail='it could not be started'
     fi
     quote "$detail"
     fields="\"watchdog\":$armed,\"watchdog_detail\":$json,\"mounts\":[$mounts],\"partial\":$partial"
     done_with "$fields,\"scripts\":[$results],\"notes\":[$notes]"
+}
+
+# Whether a file system of type $1 is in memory.
+is_memory() {
+    case $1 in tmpfs | ramfs | rootfs) ;; *) return 1 ;; esac
 }
 
 # Ends the job because of $1, with exit code $2.
@@ -140,8 +148,8 @@ verb_resume() {
     done_with "$fields"
 }
 
-# Makes this process the one that resumes $job, and sets $dir. If another one is at it, waits; answers and ends if there is
-# nothing more to do.
+# Makes this process the one that resumes $job, and sets $dir. If another one is at it, waits; answers and ends if
+# there is nothing more to do.
 claim_job() {
     now
     patience=$((now + WAIT_SECONDS * 100))
@@ -171,7 +179,8 @@ claim_job() {
     done_with '"watchdog":"absent"' 3
 }
 
-# A `quiesce` that was given up may still run (unless that is who asks), and so may its scripts: no `post` beside its `pre`.
+# A `quiesce` that was given up may still run (unless that is who asks), and so may its scripts: no `post` beside its
+# `pre`.
 stop_what_runs() {
     [ "$taker" = "$PPID" ] || { alive "$taker" "$taker_start" && kill -KILL "$taker"; }
     set +f

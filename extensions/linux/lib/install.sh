@@ -1,5 +1,5 @@
-# Putting versions in place (CONTRACT.md, section 2). A version is complete before its name appears, and the one in force
-# changes by one rename: whatever is interrupted, there is always one that works, or none.
+# Putting versions in place (CONTRACT.md, section 2). A version is complete before its name appears, and the one in
+# force changes by one rename: whatever is interrupted, there is always one that works, or none.
 
 is_version() {
     case $1 in '' | .* | current | previous | */*) return 1 ;; esac
@@ -61,8 +61,8 @@ verb_enable() {
     done_with
 }
 
-# Removes all versions but the one in force and the one before, and stages that somebody left behind. A link that leads
-# nowhere or to the version in force is no way back.
+# Removes all versions but the one in force and the one before, and stages that somebody left behind. A link that
+# leads nowhere or to the version in force is no way back.
 remove_others() {
     keep=
     [ -h "$root/previous" ] && keep=$(readlink "$root/previous")

@@ -1,9 +1,9 @@
-# The lease: which job holds this guest, and until when. One file in memory, made by a hard link, so that it is there as a
-# whole or not at all and only one of two jobs gets it. It names the job's folder in memory and the process that works on
-# it; deadlines are uptimes, so no change of the clock prolongs it, and a reboot ends it.
+# The lease: which job holds this guest, and until when. One file in memory, made by a hard link, so that it is there
+# as a whole or not at all and only one of two jobs gets it. It names the job's folder in memory and the process that
+# works on it; deadlines are uptimes, so no change of the clock prolongs it, and a reboot ends it.
 #
-# In the job's folder: `armed.1`, `armed.2` (deadline and process of the watchdogs), `watchdog.state` (armed or fired),
-# `claim.N` (who resumes), `apps`, `app/NAME/…` and `out/…` of the scripts.
+# In the job's folder: `armed.1`, `armed.2` (deadline and process of the watchdogs), `watchdog.state` (armed or
+# fired), `claim.N` (who resumes), `apps`, `app/NAME/…` and `out/…` of the scripts.
 
 # Sets $held_job, $held_dir and the process that took the lease; fails if there is none.
 read_lease() {
@@ -76,10 +76,10 @@ give_up() {
 # Removes folders of jobs whose end was cut short. Those that end right now remove themselves.
 remove_old() {
     set +f
-    for old in "$mem"/job.*; do
+    for old in "$mem"/job.* "$mem"/probe.*; do
         set -f
         [ "$old" != "$dir" ] && [ -d "$old" ] || continue
-        pid=${old##*/job.} # of the `quiesce` that made it, and may be about to ask for the lease
+        pid=${old##*.} # of the `quiesce` that made it, and may be about to ask for the lease
         [ ! -d "/proc/${pid%-*}" ] || continue
         ended=
         { read -r ended <"$old/ended"; } 2>/dev/null
@@ -102,8 +102,8 @@ find_method() {
     fi
 }
 
-# Arms watchdog number $1 with a deadline in $2 seconds, and then ends the one before. Without a way to thaw it is armed all
-# the same: it resumes the job. Fails if it cannot be armed.
+# Arms watchdog number $1 with a deadline in $2 seconds, and then ends the one before. Without a way to thaw it is
+# armed all the same: it resumes the job. Fails if it cannot be armed.
 arm() {
     if [ "$1" = 1 ]; then
         cat "$here/lib/common.sh" "$here/watchdog" >"$dir/watchdog" || return

@@ -1,18 +1,20 @@
-# Which file systems are to be frozen. The kernel's own table says what is mounted; /sys leads from a file system through
-# partitions, LVM, RAID and loop devices to the disks that the hypervisor knows.
+# Which file systems are to be frozen. The kernel's own table says what is mounted; /sys leads from a file system
+# through partitions, LVM, RAID and loop devices to the disks that the hypervisor knows.
 
-# What lies on block devices and cannot be frozen: the guest agent tries all and passes these over, so does this. Others,
-# known or not yet known, can.
+# What lies on block devices and cannot be frozen: the guest agent tries all and passes these over, so does this.
+# Others, known or not yet known, can.
 CANNOT_FREEZE=' squashfs erofs cramfs romfs iso9660 udf vfat msdos exfat ntfs ntfs3 fuseblk hfs hfsplus ufs minix sysv '
 
-# Sets $inner_first to the mount points (escaped as in mountinfo) that can be frozen, each device once, by its first mount:
-# later ones may be bind mounts. What is mounted upon another one is mounted later, and a loop device after the file
-# system with its file, so that order backwards is inner ones first. Sets $partial if some are left out, because all of
-# their disks are in $skip.
+# Sets $inner_first to the mount points (escaped as in mountinfo) that can be frozen, each device once, by its first
+# mount: later ones may be bind mounts. What is mounted upon another one is mounted later, and a loop device after the
+# file system with its file, so that order backwards is inner ones first. Sets $partial if some are left out, because
+# all of their disks are in $skip; and $beneath.
 find_mounts() {
     inner_first=
     partial=false
     devices=' '
+    above=
+    beneath= # the kind of file system that $mem is in
     places= # `POINT DEVICE SOURCE` of all file systems on block devices, in the order of mounting
     table=$(cat /proc/self/mountinfo)
     IFS=$newline
@@ -22,6 +24,7 @@ find_mounts() {
         end=${line#* - }
         type=${end%% *}
         set -- $line
+        case $mem/ in "${5%/}"/*) [ ${#5} -ge ${#above} ] && above=$5 beneath=$type ;; esac
         case $3:$type in
             0:*:btrfs | 0:*:bcachefs) ;; # on block devices, under a number of their own
             0:*) continue ;;             # network, memory, overlay
@@ -166,8 +169,8 @@ add_address() {
     esac
 }
 
-# Sets $mounts to the JSON list of the points in $inner_first, and writes them to the file $1, one per line. What is not
-# UTF-8 cannot be said in JSON and is left out.
+# Sets $mounts to the JSON list of the points in $inner_first, and writes them to the file $1, one per line. What is
+# not UTF-8 cannot be said in JSON and is left out.
 list_mounts() {
     mounts=
     : >"$1"

@@ -1,9 +1,9 @@
-# Runs application scripts (CONTRACT.md, section 5): those of one number in parallel, each in a session of its own, their
-# output through a reader that keeps a little and drains the rest.
+# Runs application scripts (CONTRACT.md, section 5): those of one number in parallel, each in a session of its own,
+# their output through a reader that keeps a little and drains the rest.
 #
-# One loop waits for all of them, on a pipe into which every helper writes what happened: `end`, when a script has ended;
-# `eof`, when nobody holds its output any more; `tick`, each second, on which time limits are looked at. So a script, or a
-# daemon that it left behind, can hold up nothing: at worst its time passes.
+# One loop waits for all of them, on a pipe into which every helper writes what happened: `end`, when a script has
+# ended; `eof`, when nobody holds its output any more; `tick`, each second, on which time limits are looked at. So a
+# script, or a daemon that it left behind, can hold up nothing: at worst its time passes.
 
 SCRIPT_HUNDREDTHS=3000
 TERM_HUNDREDTHS=500
@@ -18,7 +18,8 @@ failed=  # not empty: a script failed
 # Script number $1 as variables; `keep` writes back what changes.
 load() {
     i=$1
-    eval "app=\$app_$i folder=\$folder_$i try=\$try_$i stage=\$stage_$i begun=\$begun_$i limit=\$limit_$i code=\$code_$i"
+    eval "app=\$app_$i folder=\$folder_$i try=\$try_$i stage=\$stage_$i"
+    eval "begun=\$begun_$i limit=\$limit_$i code=\$code_$i"
     home=$dir/app/$app
 }
 
@@ -26,8 +27,8 @@ keep() {
     eval "try_$i=\$try stage_$i=\$stage begun_$i=\$begun limit_$i=\$limit code_$i=\$code"
 }
 
-# Finds all application scripts: sets $count, app_N and folder_N, in the order of names. Those of the guest's administrator
-# take the place of ours.
+# Finds all application scripts: sets $count, app_N and folder_N, in the order of names. Those of the guest's
+# administrator take the place of ours.
 find_apps() {
     count=0
     names=
@@ -261,8 +262,9 @@ add_result() {
     fraction=$(($3 % 100))
     case $fraction in ?) fraction=0$fraction ;; esac
     quote "$5"
-    line="\"name\":\"$app\",\"phase\":\"$phase\",\"outcome\":\"$1\",\"code\":$2,\"seconds\":$(($3 / 100)).$fraction"
-    results=${results:+$results,}{$line,\"tries\":$4,\"detail\":$json}
+    line="\"name\":\"$app\",\"phase\":\"$phase\",\"outcome\":\"$1\",\"code\":$2"
+    line="$line,\"seconds\":$(($3 / 100)).$fraction,\"tries\":$4,\"detail\":$json"
+    results=${results:+$results,}{$line}
     echo "$app $phase $1 $2 $(($3 / 100)).$fraction" >>"$dir/results"
 }
 
@@ -286,7 +288,8 @@ run_script() {
     hold=$((freeze_s + 10))
     [ "$phase" != pre ] || hold=$((hold + (phase_until - now) / 100))
     export STILLFRAME_JOB="$job" STILLFRAME_UUID="$uuid" STILLFRAME_PHASE="$phase" STILLFRAME_GOAL="$goal"
-    export STILLFRAME_APP_DIR="$real" STILLFRAME_OPTION="$(option_of "${app#??-}")" STILLFRAME_DEADLINE="$(((has + 50) / 100))"
+    export STILLFRAME_APP_DIR="$real" STILLFRAME_OPTION="$(option_of "${app#??-}")"
+    export STILLFRAME_DEADLINE="$(((has + 50) / 100))"
     export STILLFRAME_HOLD="$hold" STILLFRAME_MOUNTS="$dir/mounts"
     export STILLFRAME_STATE="$home/state" STILLFRAME_RECORDS="$home/records"
     [ "$phase" != post ] || export STILLFRAME_RESULT="${result:-ok}"
@@ -308,8 +311,8 @@ run_script() {
     echo "end $phase $i $try $?" >&8
 }
 
-# Opens `run` as descriptor 9 and judges the open file, and the folders above as those that lead to it from here: names
-# may change meanwhile, these do not. Sets $real to its folder.
+# Opens `run` as descriptor 9 and judges the open file, and the folders above as those that lead to it from here:
+# names may change meanwhile, these do not. Sets $real to its folder.
 judge() {
     cd -P "$folder" 2>/dev/null || refuse "$folder cannot be entered"
     real=$PWD
@@ -351,10 +354,11 @@ option_of() {
     printf %s "$word"
 }
 
-# Keeps the beginning of the output and reads on until nobody holds it. `dd` byte by byte: others keep what they have read
-# to themselves until they end, and a daemon may never let them.
+# Keeps the beginning of the output and reads on until nobody holds it. `dd` byte by byte: others keep what they have
+# read to themselves until they end, and a daemon may never let them.
 read_output() {
-    # By `exec`: a redirection of the call would keep the old streams aside, and with them whoever waits for their end.
+    # By `exec`: a redirection of the call would keep the old streams aside, and with them whoever waits for their
+    # end.
     exec >/dev/null 2>&1
     if ! dd bs=1 count="$OUTPUT_BYTES" of="$dir/out/$app.$phase" 2>/dev/null || [ -s "$dir/out/$app.$phase" ]; then
         cat >/dev/null

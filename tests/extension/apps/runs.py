@@ -92,10 +92,11 @@ class Script:
         listing = self.guest.out(f"cd {self.home}/records && ls").split()
         return {name: self.guest.out(f"cat {self.home}/records/{name}") for name in listing}
 
-    def leftovers(self) -> str:
-        """Processes of the scripts and named pipes in their folders: nothing, it should be."""
-        own = f"grep -lsz STILLFRAME_JOB /proc/[0-9]*/environ | grep -v self; find {STATE} -type p"
-        return self.guest.out(f"{own}; :").strip()
+    def sweep(self) -> str:
+        """End what is left of the scripts; the command lines of that: nothing, it should be. No named pipes, either."""
+        own = "for p in $(grep -lsz STILLFRAME_JOB /proc/[0-9]*/environ); do"
+        own += " tr '\\000' ' ' <${p%/*}/cmdline; echo; p=${p%/*}; kill -KILL ${p#/proc/}; done"
+        return self.guest.out(f"{own}; find {STATE} -type p").strip()
 
 
 def until(what: Callable[[], bool], *, timeout: float = 120.0) -> float:

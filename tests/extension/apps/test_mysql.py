@@ -26,7 +26,7 @@ def script(database_guest: Guest, shell: str) -> Iterator[Script]:
     script = Script(database_guest, "50-mysql", shell)
     script.fresh()
     yield script
-    assert script.leftovers() == ""
+    assert script.sweep() == ""
 
 
 class Background:
@@ -89,7 +89,7 @@ class TestHeld:
         until(lambda: writes_pass(script.guest))
         code, said = script("post")
         assert code == 1
-        assert said == "mysql: /run/mysqld/mysqld.sock: not locked to the end: its session had ended before"
+        assert said == "mysql: not locked to the end: its session had ended before"
 
     def test_the_client_dies(self, script: Script) -> None:
         assert script("pre") == (0, "")
@@ -103,7 +103,7 @@ class TestHeld:
         assert script("pre") == (0, "")
         script.guest.out("systemctl restart mariadb", timeout=300)
         until(lambda: not script.holder_lives())
-        assert script("post")[0] in (1, 75)
+        assert script("post")[0] == 1
 
     def test_its_time_is_over(self, script: Script) -> None:
         script.hold = 12
@@ -183,7 +183,7 @@ class TestNotHeld:
             assert script("pre") == (1, f"mysql: {ACCESS} holds a password: it must belong to root and have mode 0600")
             guest.out(f"chmod 0600 {ACCESS}")
             assert script("pre") == (0, "")
-            assert guest.run("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | grep -q Geheim7")[0] == 1
+            assert guest.run("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | grep -q Geheim[7]")[0] == 1
             assert script("post") == (0, "")
         finally:
             restore = "ALTER USER root@localhost IDENTIFIED VIA unix_socket"

@@ -27,7 +27,7 @@ class TestMongodb:
         mongodb_up(database_guest)
         try:
             yield script
-            assert script.leftovers() == ""
+            assert script.sweep() == ""
         finally:
             mongodb_down(database_guest)
 
@@ -102,7 +102,7 @@ class TestMongodb:
             assert script("pre") == (0, "")
             assert f'connect("{uri}")' in script.guest.out(f"cat {MONGO}/last.js")
             assert "Geheim7" not in script.guest.out(f"cat {MONGO}/argv")
-            assert script.guest.run("cat /proc/[0-9]*/cmdline | grep -q Geheim7")[0] == 1
+            assert script.guest.run("cat /proc/[0-9]*/cmdline | grep -q Geheim[7]")[0] == 1
             assert script("post") == (0, "")
         finally:
             script.guest.out("rm -r /etc/stillframe")
@@ -116,7 +116,7 @@ class TestOracle:
         oracle_up(database_guest)
         try:
             yield script
-            assert script.leftovers() == ""
+            assert script.sweep() == ""
         finally:
             oracle_down(database_guest)
 
