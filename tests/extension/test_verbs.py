@@ -145,6 +145,11 @@ class TestInForce:
         assert said.code == 30
         assert sandbox.out(f"ls -A {ROOT}").split() == [".stage-0a1b2c3d"]
 
+    def test_not_even_from_a_stage_there(self, sandbox: Sandbox) -> None:
+        sandbox.place("/run/other/.stage-1")
+        said = sandbox.ext("install", "--root", "/run/other", "--version", VERSION, path="/run/other/.stage-1/ext")
+        assert said.code == 30
+
     def test_in_memory_where_the_root_cannot_be_written(self, sandbox: Sandbox) -> None:
         sandbox.out("mount -o remount,ro /opt && mount -o remount,bind,ro /var")
         assert put(sandbox, VERSION, TRANSIENT) == 0
@@ -209,8 +214,12 @@ class TestLease:
 
     def test_two_at_once(self, installed: Sandbox) -> None:
         command = f"/bin/sh {ROOT}/current/ext quiesce --job $n >/run/said.$n; echo $? >>/run/codes"
-        installed.out(f"for n in 1 2 3 4 5 6; do ( {command} ) & done; wait")
-        assert sorted(installed.out("cat /run/codes").split()) == ["0"] + ["11"] * 5
+        for _ in range(8):
+            installed.out(f"for n in 1 2 3 4 5 6; do ( {command} ) & done; wait")
+            assert sorted(installed.out("cat /run/codes").split()) == ["0"] + ["11"] * 5
+            installed.out(
+                f"rm /run/codes; read -r job rest </run/stillframe/lease; /bin/sh {ROOT}/current/ext resume --job $job"
+            )
 
     def test_the_same_job_again(self, installed: Sandbox) -> None:
         installed.app("50-x", "echo $1 >>/run/seen")

@@ -49,9 +49,9 @@ class TestArmed:
         assert 35 < left <= 40
 
     def test_there_is_always_one(self, installed: Sandbox) -> None:
-        installed.app("50-x", "sleep 1")
+        installed.app("50-x", "sleep 1")  # a process that is dead, but that nobody has buried, has no command line
         watch = "while [ ! -e /run/stop ]; do n=0; for f in /run/stillframe/job.*/armed.*; do"
-        watch += " read -r d p s <$f || continue; [ -d /proc/$p ] && n=1; done;"
+        watch += ' read -r d p s <$f || continue; c=; read -r c </proc/$p/cmdline; [ -z "$c" ] || n=1; done;'
         watch += " [ $n = 1 ] || echo none; done 2>/dev/null; echo end"
         quiesce = installed.background(f"/bin/sh {ROOT}/current/ext quiesce --job j --freeze-s 50")
         wait_for(lambda: installed.run("test -s /run/stillframe/job.*/armed.1")[0] == 0)
@@ -91,7 +91,7 @@ class TestFired:
         installed.quiesce("job-1", freeze_s=1)
         wait_for(lambda: installed.thaws() > 0)
         wait_for(lambda: installed.ext("status", "--uuid", UUID).answer["lease"] is None)
-        assert len(dogs(installed)) == 1
+        wait_for(lambda: len(dogs(installed)) == 1)
         assert installed.quiesce("job-2").code == 0
         wait_for(lambda: len(dogs(installed)) == 1)
         thaws = installed.thaws()

@@ -44,7 +44,8 @@ class Script:
     """Folder, `50-postgresql`."""
     shell: str = "dash"
     option: str = ""
-    hold: int = 120
+    hold: int = 900
+    """Seconds; longer than any test waits, so that it is not the time limit that lets go."""
     deadline: int = 60
     """Seconds; the runner gives 30, but the guest is emulated and the host is shared."""
 
