@@ -108,6 +108,9 @@ def _quiesced(guest: Guest, request: QuiesceRequest, notes: Notes) -> Facts:
     if not quiesced.watchdog:
         why = f"no watchdog could be armed in the guest ({quiesced.watchdog_detail or 'no reason given'})"
         return replace(facts, quiesced=quiesced, not_quiesced="", not_frozen=f"{why}, so it was not frozen")
+    if quiesced.partial and not quiesced.mounts:  # to freeze none of them would be to freeze all
+        why = "no file system of the selected disks can be frozen"
+        return replace(facts, quiesced=quiesced, not_quiesced="", not_frozen=why)
     return replace(facts, quiesced=quiesced, not_quiesced="")
 
 

@@ -174,6 +174,13 @@ def test_only_the_selected_file_systems_are_frozen(tmp_path: Path) -> None:
     assert "1 file system frozen" in held.verdict.reason
 
 
+def test_where_nothing_of_the_selected_disks_can_be_frozen_nothing_is(tmp_path: Path) -> None:
+    guest = ModelGuest()
+    none = READY.model_copy(update={"partial": True, "mounts": []})
+    held = run(guest, tmp_path, extension=ModelExtension(guest, none, SILENT))
+    assert (held.verdict.consistency, "freeze" in guest.calls) == (Consistency.CRASH, False)
+
+
 def test_no_watchdog_no_freeze(tmp_path: Path) -> None:
     guest = ModelGuest()
     bare = Quiesced(watchdog=False, watchdog_detail="neither sysrq nor fsfreeze", scripts=[POSTGRES])

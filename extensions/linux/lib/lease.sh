@@ -61,7 +61,6 @@ take_lease() {
         /bin/sh "$here/ext" resume --job "$held_job" >/dev/null 2>&1 </dev/null
     done
     remove_old
-    end_watchdog # of a job that is over: its last thaws are not for this one
     # The same job may come again: what it came to before is not its result.
     last=
     { read -r last <"$mem/last"; } 2>/dev/null

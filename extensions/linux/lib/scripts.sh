@@ -266,6 +266,8 @@ add_result() {
     line="$line,\"seconds\":$(($3 / 100)).$fraction,\"tries\":$4,\"detail\":$json"
     results=${results:+$results,}{$line}
     echo "$app $phase $1 $2 $(($3 / 100)).$fraction" >>"$dir/results"
+    # What is not there holds nothing, and has nothing to let go of.
+    [ "$phase:$1" != pre:not_applicable ] || : >"$home/posted"
 }
 
 # Notes which process holds the application: a number alone may be another process's by the time it is looked for.
