@@ -2,7 +2,8 @@
 
     python -m tests.bench.stall [--backups N] [--database postgresql|mariadb] [--dir FOLDER]
 
-In each round the contestants take one incremental each of the same guest, in turn. The stall of a backup is the longest
+Each contestant takes incrementals of the same guest: ours in turn, then virtnbdbackup, which refuses to work beside
+checkpoints of others. The stall of a backup is the longest
 time without an acknowledged transaction while it ran, by the guest's own clock; `none` is the same without any backup.
 Printed: the 50th and 95th percentile over the rounds, ratios, and what the extension costs a job (emulated guest).
 """
@@ -96,8 +97,12 @@ def measure(name: str, base: Path, database: str, rounds: int, load_of: Callable
 
     with load_of() as load:  # type: ignore[attr-defined]
         for number in range(rounds + 1):
-            for label in contestants:
+            for label in (SCRIPTS, FREEZE, BARE, NONE):
                 run(label, load, count=number > 0)
+        for checkpoint in connect().lookupByName(name).listAllCheckpoints():
+            checkpoint.delete()
+        for _ in range(rounds):
+            run(PEER, load, count=True)
     report(database, stalls, seconds)
 
 
