@@ -39,6 +39,9 @@ def ours(config: Path, name: str, goal: str) -> float:
 
 
 def peer(base: Path, name: str, level: str) -> float:
+    domain = connect().lookupByName(name)
+    while domain.jobInfo()[0]:  # its own last job may not be gone yet
+        time.sleep(0.1)
     argv = ["virtnbdbackup", "-l", level, "-S", str(base), "-d", name, "-o", str(base / "out")]
     begun = time.monotonic()
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -99,6 +102,7 @@ def measure(name: str, base: Path, database: str, rounds: int, load_of: Callable
         for number in range(rounds + 1):
             for label in (SCRIPTS, FREEZE, BARE, NONE):
                 run(label, load, count=number > 0)
+        report(database, stalls, seconds)
         for checkpoint in connect().lookupByName(name).listAllCheckpoints():
             checkpoint.delete()
         for _ in range(rounds):
@@ -112,7 +116,7 @@ def report(database: str, stalls: dict[str, list[float]], seconds: dict[str, lis
     for label, values in stalls.items():
         p50, p95 = (percentile(values, share) * 1000 for share in (50, 95))
         print(f"{label:16} {p50:8.0f} {p95:8.0f} {statistics.median(seconds[label]):8.2f}")
-    for label in (FREEZE, SCRIPTS):
+    for label in (FREEZE, SCRIPTS) if PEER in stalls else ():
         ratios = [percentile(stalls[label], share) / percentile(stalls[PEER], share) for share in (50, 95)]
         print(f"{label} / {PEER}: p50 {ratios[0]:.2f}, p95 {ratios[1]:.2f}; aim {'1.5' if label == SCRIPTS else '1.0'}")
     added = statistics.median(seconds[FREEZE]) - statistics.median(seconds[BARE])
