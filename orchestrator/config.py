@@ -17,10 +17,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from orchestrator.config_file import ConfigFile, GuestSection, PathsSection, Policy, Protect
+from orchestrator.config_file import ConfigFile, GuestSection, PathsSection, Policy, Protect, VaultSection
 from orchestrator.config_mistakes import Mistake, describe, mistakes, suggest, syntax_error
 from orchestrator.toml_lines import key_lines
-from workers.config import ExtensionConfig, GuestAccess, HypervisorConfig, VaultConfig, WorkerConfig
+from workers.config import ExtensionConfig, GuestAccess, HypervisorConfig, S3Access, VaultConfig, WorkerConfig
 from workers.contract.errors import ConfigError, NotFound, UsageError
 from workers.contract.machines import Value
 from workers.contract.points import Consistency
@@ -71,15 +71,17 @@ class Config(Value):
     extension: ExtensionSettings
 
     def vault_name(self, name: str | None = None) -> str:
-        """`name` if it is configured, else the default vault. Raises NotFound or UsageError."""
+        """`name` if it is configured, else the default vault: the only one that is no replica. Raises NotFound or
+        UsageError."""
         vaults = self.worker.vaults
         wanted = name or self.vault
         if wanted is not None:
             if wanted not in vaults:
                 raise NotFound(f"no vault is named {wanted!r} in {self.path}", hint=_choices(wanted, vaults))
             return wanted
-        if len(vaults) == 1:
-            return next(iter(vaults))
+        own = [one for one, vault in vaults.items() if vault.replica_of is None]
+        if len(own) == 1:
+            return own[0]
         if not vaults:
             raise UsageError(f"{self.path} names no vault", hint="add a [vaults.main] section, then `stillframe init`")
         raise UsageError(
@@ -193,6 +195,8 @@ def _dangling(written: ConfigFile) -> Iterable[Mistake]:
     for name, protect in written.protect.items():
         uses.append((["protect", name, "vault"], protect.vault, written.vaults, "vault"))
         uses.append((["protect", name, "policy"], protect.policy, written.policies, "policy"))
+    for name, vault in written.vaults.items():
+        uses.append((["vaults", name, "replica_of"], vault.replica_of, set(written.vaults) - {name}, "other vault"))
     for where, used, known, noun in uses:
         if used is not None and used not in known:
             yield where, f"no {noun} is named {used!r}{suggest(used, known)}"
@@ -279,6 +283,31 @@ def _guest(machines: str, section: GuestSection, base: Path) -> GuestAccess:
     return GuestAccess.model_validate(fields)
 
 
+def _vault(section: VaultSection, base: Path) -> VaultConfig:
+    def located(url: str) -> str:
+        return f"file://{_path(url.removeprefix('file://'), base)}" if url.startswith("file://") else url
+
+    s3 = section.s3
+    return VaultConfig(
+        url=located(section.url),
+        s3=S3Access(
+            endpoint=s3.endpoint,
+            region=s3.region,
+            path_style=s3.path_style,
+            ca_file=_path(s3.ca_file, base),
+            credentials_file=_path(s3.credentials_file, base),
+        ),
+        mirrors=[located(url) for url in section.mirrors],
+        key_file=_path(section.key_file, base),
+        passphrase_file=_path(section.passphrase_file, base),
+        key_command=section.key_command or [],
+        replica_of=section.replica_of,
+        bandwidth=section.bandwidth,
+        delete_delay_days=section.delete_delay_days,
+        soft_delete_days=section.soft_delete_days,
+    )
+
+
 def _worker(written: ConfigFile, base: Path, extension: ExtensionSettings) -> WorkerConfig:
     state, scratch, runtime, cache = _default_paths(written.paths, base)
     backup = written.backup
@@ -291,14 +320,7 @@ def _worker(written: ConfigFile, base: Path, extension: ExtensionSettings) -> Wo
         packages=extension.packages, public_key=extension.public_key, host_keys=state / "guest_host_keys"
     )
     return WorkerConfig(
-        vaults={
-            name: VaultConfig(
-                url=f"file://{_path(vault.url.removeprefix('file://'), base)}",
-                key_file=_path(vault.key_file, base),
-                passphrase_file=_path(vault.passphrase_file, base),
-            )
-            for name, vault in written.vaults.items()
-        },
+        vaults={name: _vault(vault, base) for name, vault in written.vaults.items()},
         hypervisors={
             name: HypervisorConfig(uri=one.uri, max_jobs=one.max_jobs, scratch_dir=_path(one.scratch_dir, base))
             for name, one in written.hypervisors.items()

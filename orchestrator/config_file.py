@@ -56,10 +56,14 @@ def _scheme(what: str, *allowed: str) -> Callable[[str], str]:
     return check
 
 
-def _file_url(url: str) -> str:
+def _store_url(url: str) -> str:
+    if re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*/?", url):
+        return url.rstrip("/")
+    if url.startswith("s3:"):
+        raise ValueError(f'"{url}" is no bucket; write it like "s3://bucket" or "s3://bucket/folder"')
     if not url.startswith("file://"):
         guess = f'; did you mean "file://{url}"?' if url.startswith(("/", "~", "./")) else ""
-        raise ValueError(f'"{url}" is no vault that this version knows (file:///path){guess}')
+        raise ValueError(f'"{url}" is no vault that this version knows (file:///path, s3://bucket/prefix){guess}')
     path = url.removeprefix("file://")
     if not path.startswith(("/", "~", "./", "../")):
         raise ValueError(f'"{url}" names a host where a path should begin; did you mean "file:///{path}"?')
@@ -131,17 +135,47 @@ class BrokerSection(Value):
     url: Annotated[str, AfterValidator(_scheme("broker", "memory://", "redis://", "rediss://"))] = "memory://"
 
 
+class S3Section(Value):
+    """See `workers.config.S3Access`."""
+
+    endpoint: Annotated[str, AfterValidator(_scheme("endpoint", "https://", "http://"))] | None = None
+    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
+    path_style: StrictBool = False
+    ca_file: Path_ | None = None
+    credentials_file: Path_ | None = None
+
+
+Days = Annotated[StrictInt, Field(ge=0, le=36500)]
+
+
 class VaultSection(Value):
-    url: Annotated[str, AfterValidator(_file_url)]
+    """See `workers.config.VaultConfig`."""
+
+    url: Annotated[str, AfterValidator(_store_url)]
+    s3: S3Section = S3Section()
+    mirrors: list[Annotated[str, AfterValidator(_store_url)]] = []
     key_file: Path_ | None = None
     passphrase_file: Path_ | None = None
+    key_command: Annotated[list[str], Field(min_length=1)] | None = None
+    replica_of: str | None = None
+    bandwidth: Annotated[Size, Field(ge=1)] | None = None
+    delete_delay_days: Days = 7
+    soft_delete_days: Days = 14
 
     @model_validator(mode="after")
     def _one_key(self) -> VaultSection:
-        if self.key_file is None and self.passphrase_file is None:
+        keys = ("key_file", "passphrase_file", "key_command")
+        given = [key for key in keys if getattr(self, key) is not None]
+        if not given:
             raise ValueError('a vault needs its key: add key_file = "/etc/stillframe/main.key"')
-        if self.key_file is not None and self.passphrase_file is not None:
-            raise ValueError("key_file and passphrase_file exclude each other: keep one")
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} exclude each other: keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _s3_is_used(self) -> VaultSection:
+        if self.s3 != S3Section() and not any(url.startswith("s3://") for url in (self.url, *self.mirrors)):
+            raise ValueError("s3 is for a vault whose url begins with s3://")
         return self
 
 

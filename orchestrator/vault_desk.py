@@ -40,13 +40,13 @@ class VaultDesk:
         from workers.context import secrets_of
         from workers.vault import Vault
         from workers.vault.keys import write_key_file
-        from workers.vault.stores import open_store
+        from workers.vault.places import open_place
 
         wanted = self._config.worker.vaults[self._config.vault_name(name)]
         try:
-            open_store(wanted.url)
+            open_place(wanted)
         except VaultMissing:
-            store = open_store(wanted.url, create=True)
+            store = open_place(wanted, create=True)
         else:
             self.open(name)  # a vault that is there must open: WrongKey otherwise
             return None

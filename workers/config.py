@@ -12,12 +12,40 @@ from typing import Literal
 from workers.contract.machines import Value
 
 
+class S3Access(Value):
+    """How to reach a bucket. Credentials are the environment's (`AWS_ACCESS_KEY_ID` …), or those of the file."""
+
+    endpoint: str | None = None
+    """`https://host:port`; None: Amazon's."""
+    region: str | None = None
+    path_style: bool = False
+    """`https://endpoint/bucket/…` instead of `https://bucket.endpoint/…`."""
+    ca_file: Path | None = None
+    """PEM, for an endpoint with a certificate of one's own."""
+    credentials_file: Path | None = None
+    """In the format of `~/.aws/credentials`, profile `default`."""
+
+
 class VaultConfig(Value):
     url: str
-    """`file:///path`."""
+    """`file:///path` or `s3://bucket/prefix`."""
+    s3: S3Access = S3Access()
+    """For all s3:// URLs of this vault."""
+    mirrors: list[str] = []
+    """URLs of further stores that hold every object too."""
     key_file: Path | None = None
     passphrase_file: Path | None = None
     """Instead of a key file: a file that holds the passphrase of a slot."""
+    key_command: list[str] = []
+    """Instead of a key file: a program that prints its content."""
+    replica_of: str | None = None
+    """Name of the vault that this one is a replica of: `vault replicate` writes to it, backups do not."""
+    bandwidth: int | None = None
+    """Bytes per second that replication to this vault may use."""
+    delete_delay_days: int = 7
+    """Of a replica: for how long it keeps what the original no longer has."""
+    soft_delete_days: int = 14
+    """For how long a deletion of a point can be taken back."""
 
 
 class HypervisorConfig(Value):

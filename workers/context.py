@@ -42,12 +42,12 @@ class Context:
     def vault(self, name: str) -> Vault:
         """Raises NotFound for a name that is not configured, VaultMissing, WrongKey, NewerFormat."""
         from workers.vault import Vault
-        from workers.vault.stores import open_store
+        from workers.vault.places import open_place
 
         with self._lock:
             if name not in self._vaults:
                 wanted = _named(self.config.vaults, name, "vault")
-                store = open_store(wanted.url)  # first: where no vault is, a missing key is not the news
+                store = open_place(wanted)  # first: where no vault is, a missing key is not the news
                 key, passphrase = secrets_of(name, wanted)
                 self._vaults[name] = Vault.open(store, key=key, passphrase=passphrase, cache_dir=self.config.cache_dir)
             return self._vaults[name]

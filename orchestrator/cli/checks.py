@@ -137,11 +137,11 @@ def _policies(config: Config) -> Iterator[Check]:
 
 
 def _vault(config: Config, name: str, vault: VaultConfig) -> Iterator[Check]:
-    from workers.vault.stores import open_store
+    from workers.vault.places import open_place
 
     subject = f"vault {name}"
     try:
-        store = open_store(vault.url)
+        store = open_place(vault)
         free = store.free_bytes()
     except VaultMissing as error:
         yield Check("FAIL", subject, str(error), "mount its file system, or `stillframe init` for a new one")

@@ -118,10 +118,10 @@ def _vault_opens(worker: WorkerConfig, name: str, vault: VaultConfig) -> bool:
     the key of a vault yet to be made cannot be used."""
     from workers.context import Context, secrets_of
     from workers.contract.errors import VaultMissing
-    from workers.vault.stores import open_store
+    from workers.vault.places import open_place
 
     try:
-        open_store(vault.url)
+        open_place(vault)
     except VaultMissing:
         if vault.key_file is None or vault.key_file.exists():
             secrets_of(name, vault)

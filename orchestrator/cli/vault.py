@@ -91,7 +91,7 @@ def verify_vault(
 def _verified(session: Session, name: str, level: Level, advance: Advance) -> VerifyReport:
     """The report; packs can be checked by somebody who has no key, a host that keeps replicas for example."""
     from workers.contract.errors import WrongKey
-    from workers.vault.stores import open_store
+    from workers.vault.places import open_place
     from workers.vault.verify import Level, verify_packs
 
     try:
@@ -99,7 +99,7 @@ def _verified(session: Session, name: str, level: Level, advance: Advance) -> Ve
     except WrongKey:
         if level is not Level.PACKS:
             raise
-        return verify_packs(open_store(session.config.worker.vaults[name].url), on_progress=advance)
+        return verify_packs(open_place(session.config.worker.vaults[name]), on_progress=advance)
 
 
 @command(app, "rebuild-catalog")

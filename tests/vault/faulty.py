@@ -7,14 +7,15 @@ every call of a piece of work and let each one fail in turn.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from workers.contract.errors import NoSpace, VaultError
 from workers.contract.seams import ObjectInfo, Store
 
-WRITES = frozenset({"put", "put_file", "delete"})
+WRITES = frozenset({"put", "put_file", "delete", "retain"})
 
 
 class Died(BaseException):
@@ -40,6 +41,7 @@ class FaultyStore:
 
     def __init__(self, inner: Store, plan: Plan | None = None) -> None:
         self.inner = inner
+        self.features = inner.features
         self.plan = plan or Plan()
         self._lock = threading.Lock()
         self._dead = False
@@ -55,7 +57,7 @@ class FaultyStore:
                 raise Died
             if number == self.plan.fail_at:
                 raise VaultError(f"injected: {call} {name} failed")
-            if self.plan.full_at is not None and number >= self.plan.full_at and call in WRITES - {"delete"}:
+            if self.plan.full_at is not None and number >= self.plan.full_at and call in WRITES - {"delete", "retain"}:
                 raise NoSpace("injected: no space left")
             return number
 
@@ -94,6 +96,14 @@ class FaultyStore:
         number = self._enter("delete", name)
         self.inner.delete(name)
         self._leave(number)
+
+    def retain(self, name: str, until: datetime) -> None:
+        number = self._enter("retain", name)
+        self.inner.retain(name, until)
+        self._leave(number)
+
+    def copies(self) -> Sequence[Store]:
+        return (self,)
 
     def free_bytes(self) -> int | None:
         return self.inner.free_bytes()

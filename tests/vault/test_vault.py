@@ -150,7 +150,7 @@ def test_a_manifest_under_another_name_is_refused(vault: Vault, tmp_path: Path) 
 
 
 def test_a_manifest_of_a_newer_stillframe(vault: Vault) -> None:
-    vault.commit(point_of("p1", []).model_copy(update={"schema_version": 2}))
+    vault.commit(point_of("p1", []).model_copy(update={"schema_version": 3}))
     with pytest.raises(NewerFormat):
         vault.point("p1")
     assert [name for name, _ in vault.damaged_points()] == ["p1"]
@@ -160,8 +160,11 @@ def test_sessions(vault: Vault) -> None:
     vault.announce("j1", "p1")
     vault.announce("j1", "p1")
     assert [(info.session, info.point) for info in vault.sessions()] == [("j1", "p1")]
-    vault.announce("j1", "p2")
-    assert [(info.session, info.point) for info in vault.sessions()] == [("j1", "p2")]
+    with pytest.raises(VaultError, match="announced already"):
+        vault.announce("j1", "p2")
+    with pytest.raises(VaultError, match="announced already"):
+        vault.announce("j1", "p1", reads=["p0"])
+    assert [(info.session, info.point) for info in vault.sessions()] == [("j1", "p1")]
     assert all(isinstance(info, SessionInfo) for info in vault.sessions())
     vault.withdraw("j1")
     vault.withdraw("j1")

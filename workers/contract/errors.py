@@ -9,7 +9,9 @@
     │   ├── WrongKey                 12            the key does not open this vault, or is absent or exposed
     │   ├── NewerFormat               1            written by a newer Stillframe
     │   ├── Corrupt                   1            an object is not what was written
-    │   └── ObjectMissing             1            an object that should be there is not
+    │   ├── ObjectMissing             1            an object that should be there is not
+    │   ├── StoreUnreachable          1     yes    an object store does not answer, or refuses us
+    │   └── Locked                    1            it may not be deleted or shortened yet, or not by one person alone
     ├── Busy                         11     yes    somebody else works on this machine or file
     ├── HypervisorError               1     yes    libvirt or QEMU refused, or cannot be reached
     │   ├── HypervisorUnreachable     1     yes
@@ -102,6 +104,14 @@ class Corrupt(VaultError):
 
 
 class ObjectMissing(VaultError):
+    pass
+
+
+class StoreUnreachable(VaultError):
+    retryable = True
+
+
+class Locked(VaultError):
     pass
 
 

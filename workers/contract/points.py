@@ -76,7 +76,7 @@ class NotIncluded(Value):
 class Point(Value):
     """The manifest of a recovery point."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     id: str
     """32 hex digits, random."""
     job: str
@@ -99,5 +99,7 @@ class Point(Value):
     alerts: list[str] = []
     records: dict[str, str] = {}
     """What applications gave to be kept with the point, as text: `50-postgresql/backup_label`."""
+    locked_until: datetime | None = None
+    """Until then no deletion of the point becomes final; None: the vault had no lock. Since schema 2."""
 
     model_config = {"frozen": True, "extra": "forbid", "ser_json_bytes": "base64", "val_json_bytes": "base64"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -285,10 +286,22 @@ class ObjectInfo:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class StoreFeatures:
+    """What a store can do beyond keeping objects."""
+
+    place: str
+    """Where it is, for people: a path, or a URL without secrets."""
+    locks: bool = False
+    """`retain` is enforced by the place itself, against whoever has our credentials."""
+
+
 class Store(Protocol):
     """Named immutable objects (`points/…`, `packs/…`). Names are `/`-joined words of [a-z0-9._-].
 
-    Raises ObjectMissing, VaultMissing, NoSpace, VaultError."""
+    Raises ObjectMissing, VaultMissing, NoSpace, Locked, StoreUnreachable, VaultError."""
+
+    features: StoreFeatures
 
     def put(self, name: str, data: bytes) -> bool:
         """Create durably and exclusively, whole or not at all; False if the name is taken."""
@@ -309,7 +322,15 @@ class Store(Protocol):
     def list(self, prefix: str) -> Iterator[ObjectInfo]: ...
 
     def delete(self, name: str) -> None:
-        """Absent already: no error."""
+        """Absent already: no error. Raises Locked for an object that is retained."""
+        ...
+
+    def retain(self, name: str, until: datetime) -> None:
+        """`delete` of this object is refused until then; never shortens an earlier `retain`. Raises ObjectMissing."""
+        ...
+
+    def copies(self) -> Sequence[Store]:
+        """The stores that each hold every object: more than one where objects are mirrored, else this one."""
         ...
 
     def free_bytes(self) -> int | None:

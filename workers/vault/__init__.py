@@ -5,8 +5,9 @@ from workers.vault.keys import SlotInfo, read_key_file, write_key_file
 from workers.vault.mapwriter import MapWriter
 from workers.vault.packs import ZERO_ID
 from workers.vault.reader import BlockReader
+from workers.vault.sessions import SessionInfo
 from workers.vault.stores import DirectoryStore, open_store
-from workers.vault.vault import SessionInfo, Vault, VaultStats
+from workers.vault.vault import Vault, VaultStats
 from workers.vault.writer import BlockWriter
 
 __all__ = [

@@ -13,8 +13,10 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+from weakref import WeakSet
 
 from workers.contract.errors import Corrupt, ObjectMissing, VaultError
 from workers.contract.seams import Store
@@ -26,10 +28,10 @@ FLUSH = 65_536
 PREFIX = "index/"
 _PACK = struct.Struct(">32sI")
 T = TypeVar("T")
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _SCHEMA = f"""
 CREATE TABLE segments (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE packs (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE);
+CREATE TABLE packs (id INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL UNIQUE);
 CREATE TABLE named (segment INTEGER NOT NULL, pack INTEGER NOT NULL, PRIMARY KEY (segment, pack)) WITHOUT ROWID;
 CREATE TABLE blocks (
     id BLOB NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL, stored INTEGER NOT NULL, plain INTEGER NOT NULL,
@@ -38,8 +40,8 @@ CREATE TABLE blocks (
 CREATE TABLE distrusted (id BLOB NOT NULL, pack INTEGER NOT NULL, PRIMARY KEY (id, pack)) WITHOUT ROWID;
 PRAGMA user_version = {_SCHEMA_VERSION};
 """
-_HAS = """
-SELECT 1 FROM blocks WHERE id = ? AND NOT EXISTS
+_COPIES = """
+SELECT pack FROM blocks WHERE id = ? AND NOT EXISTS
     (SELECT 1 FROM distrusted WHERE distrusted.id = blocks.id AND distrusted.pack = blocks.pack)
 """
 _ENVIRONMENT = frozenset(
@@ -56,6 +58,14 @@ _ENVIRONMENT = frozenset(
 )
 Packs = dict[bytes, list[Entry]]
 """SHA-256 of a pack → its entries."""
+
+
+@dataclass(eq=False)
+class Reliable:
+    """Packs that stay for the life of a writer."""
+
+    numbers: set[int]
+    """In the cache, which never uses a number again."""
 
 
 class Location(NamedTuple):
@@ -117,6 +127,7 @@ class Index:
         self._path = folder / keys.vault.hex() / "index.sqlite"
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
+        self._reliable: WeakSet[Reliable] = WeakSet()
         self.damaged: dict[str, str] = {}
         """Segments that could not be read at the last refresh: name → why. Their blocks count as unknown."""
 
@@ -141,12 +152,31 @@ class Index:
                 _insert(db, name, packs)
 
     def add(self, name: str, packs: Packs) -> None:
-        """Take over a segment that this process wrote."""
+        """Take over a segment that this process wrote just now."""
         self._use(lambda db: _insert(db, name, packs))
+        numbers = self._numbers(packs)
+        with self._lock:
+            for reliable in self._reliable:
+                reliable.numbers |= numbers
 
-    def has(self, id: bytes) -> bool:
-        """Whether a block need not be stored again: a copy of it is known, and not known to be damaged."""
-        return self._use(lambda db: db.execute(_HAS, (id,)).fetchone()) is not None
+    def reliable(self, packs: Iterable[bytes]) -> Reliable:
+        """Those of `packs` (digests) on which a writer may rely, and with them what this process writes from now on.
+        FORMAT.md, "Sessions", says which they are."""
+        found = Reliable(self._numbers(packs))
+        with self._lock:
+            self._reliable.add(found)
+        return found
+
+    def _numbers(self, packs: Iterable[bytes]) -> set[int]:
+        wanted = set(packs)
+        rows = self._use(lambda db: db.execute("SELECT id, digest FROM packs").fetchall())
+        return {number for number, digest in rows if digest in wanted}
+
+    def has(self, id: bytes, reliable: Reliable) -> bool:
+        """Whether a block need not be stored again: a copy of it is in one of those packs, and not known to be
+        damaged."""
+        rows = self._use(lambda db: db.execute(_COPIES, (id,)).fetchall())
+        return any(pack in reliable.numbers for (pack,) in rows)
 
     def distrust(self, id: bytes, pack: str) -> None:
         """A copy turned out to be damaged: deduplication no longer relies on it, so that the next backup that reads

@@ -35,11 +35,17 @@ KEYRING = b"SFKRING\0"
 PACK = b"SFPACK\0\0"
 INDEX = b"SFINDEX\0"
 POINT = b"SFPOINT\0"
+CONDEMNED = b"SFCONDM\0"
+VERDICT = b"SFVERDT\0"
+DAMAGE = b"SFDAMAG\0"
 _INFO = {
     KEYRING: b"stillframe keyring",
     PACK: b"stillframe pack",
     INDEX: b"stillframe index",
     POINT: b"stillframe point",
+    CONDEMNED: b"stillframe condemned",
+    VERDICT: b"stillframe verdict",
+    DAMAGE: b"stillframe damage",
 }
 
 

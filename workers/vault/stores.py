@@ -17,13 +17,16 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+import stat
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from workers.contract.errors import ConfigError, Corrupt, NoSpace, ObjectMissing, VaultError, VaultMissing
-from workers.contract.seams import ObjectInfo, Store
+from workers.contract.errors import ConfigError, Corrupt, Locked, NoSpace, ObjectMissing, VaultError, VaultMissing
+from workers.contract.seams import ObjectInfo, Store, StoreFeatures
 
 MARKER = "vault.json"
 _NAME = re.compile(r"(?:[a-z0-9_-][a-z0-9._-]*/)*[a-z0-9_-][a-z0-9._-]*")
@@ -66,6 +69,7 @@ class DirectoryStore:
     def __init__(self, root: Path, *, create: bool = False) -> None:
         """Raises VaultMissing if there is no vault and `create` is not given."""
         self.root = root
+        self.features = StoreFeatures(str(root))
         self._staging: Path | None = None
         self._staging_lock = -1
         if create:
@@ -151,10 +155,27 @@ class DirectoryStore:
         path = self.root / checked(name)
         with _translated(f"delete {name}"):
             try:
+                if (until := _retained(path.stat())) > time.time():
+                    raise Locked(f"{name} is retained until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC")
                 path.unlink()
             except FileNotFoundError:
                 return
             _sync_folder(path.parent)
+
+    def retain(self, name: str, until: datetime) -> None:
+        path = self.root / checked(name)
+        self._guard()
+        with _translated(f"retain {name}"):
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                raise ObjectMissing(f"{name} is missing from the vault at {self.root}") from None
+            if until.timestamp() > _retained(found):
+                path.chmod(_RETAINED)
+                os.utime(path, (found.st_atime, until.timestamp()))
+
+    def copies(self) -> Sequence[Store]:
+        return (self,)
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -187,8 +208,8 @@ class DirectoryStore:
 
     def free_bytes(self) -> int | None:
         with _translated(f"look at {self.root}"):
-            stat = os.statvfs(self.root)
-        return stat.f_bavail * stat.f_frsize
+            found = os.statvfs(self.root)
+        return found.f_bavail * found.f_frsize
 
     def close(self) -> None:
         """Remove this process's staging folder."""
@@ -196,6 +217,14 @@ class DirectoryStore:
             shutil.rmtree(self._staging, ignore_errors=True)
             os.close(self._staging_lock)
             self._staging = None
+
+
+_RETAINED = 0o400
+
+
+def _retained(found: os.stat_result) -> float:
+    """Until when an object is retained, as Unix time: its mtime, if nobody may write it; as on write-once filers."""
+    return found.st_mtime if stat.S_IMODE(found.st_mode) == _RETAINED else 0.0
 
 
 def _private(path: str, flags: int) -> int:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from workers.contract.errors import (
 from workers.contract.machines import Value
 from workers.contract.points import Point
 from workers.contract.seams import Store
+from workers.vault import trash
+from workers.vault.condemned import read_condemned
 from workers.vault.identity import add_keyring, check_empty, read_keyring, read_marker, write_marker
 from workers.vault.index import Index
 from workers.vault.keys import KEY_SIZE, SlotInfo, format_phrase, make_slot, read_slots, unwrap
@@ -40,25 +41,16 @@ from workers.vault.sealing import (
     UPGRADE,
     Keyring,
     decode_plain,
-    encode_plain,
     open_object,
     seal_object,
 )
+from workers.vault.sessions import SessionInfo, announce, sessions, withdraw
 from workers.vault.stores import MARKER
 from workers.vault.writer import BlockWriter
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 """Of `Point`."""
 _POINT_ID = re.compile(r"[a-z0-9][a-z0-9-]*")
-
-
-class SessionInfo(Value):
-    """A writer that announced itself."""
-
-    session: str
-    point: str
-    """Id of the point that it may create."""
-    started: datetime
 
 
 class VaultStats(Value):
@@ -140,10 +132,13 @@ class Vault:
     # --- blocks ----------------------------------------------------------------------------------------------------
 
     def writer(self, *, pack_size: int = TARGET) -> BlockWriter:
-        """A writer that knows what the vault has now; it closes packs at `pack_size` bytes. Raises VaultMissing,
-        VaultError."""
+        """A writer that knows what the vault has now; it closes packs at `pack_size` bytes. Whoever will commit has
+        announced its session before. Raises VaultMissing, VaultError."""
+        condemned = read_condemned(self.store, self._keys)  # before the packs: what left it meanwhile is not listed
+        packs = {bytes.fromhex(info.name.removeprefix("packs/")) for info in self.store.list("packs/")}
         self._index.refresh()
-        return BlockWriter(self.store, self._keys, self._index, pack_size=pack_size)
+        reliable = self._index.reliable(packs - condemned)
+        return BlockWriter(self.store, self._keys, self._index, reliable, pack_size=pack_size)
 
     def reader(self) -> BlockReader:
         """A reader of what the vault has now. Raises VaultError."""
@@ -152,37 +147,25 @@ class Vault:
 
     # --- sessions --------------------------------------------------------------------------------------------------
 
-    def announce(self, session: str, point: str) -> None:
-        """Say that `session` (a job) works and may create `point`. Again: no error."""
-        name = f"sessions/{session}"
-        fields = {"session": session, "point": point, "started": datetime.now(UTC).isoformat()}
-        if self.store.put(name, encode_plain(fields)):
-            return
-        try:
-            known = decode_plain(self.store.get(name), name).get("point") == point
-        except (Corrupt, ObjectMissing):
-            known = False
-        if not known:
-            self.store.delete(name)
-            if not self.store.put(name, encode_plain(fields)):
-                raise VaultError(f"somebody else announces session {session} at the same time")
+    def announce(self, session: str, point: str = "", *, reads: Sequence[str] = ()) -> None:
+        """See `sessions.announce`. Whoever reads a point asks `readable` afterwards."""
+        announce(self.store, session, point=point, reads=reads)
 
     def withdraw(self, session: str) -> None:
         """End a session. Absent already: no error."""
-        self.store.delete(f"sessions/{session}")
+        withdraw(self.store, session)
 
     def sessions(self) -> list[SessionInfo]:
-        """Raises Corrupt at a damaged one: nothing may be swept beside a session that cannot be read."""
-        found = []
-        for info in self.store.list("sessions/"):
-            try:
-                fields = decode_plain(self.store.get(info.name), info.name)
-                found.append(SessionInfo.model_validate(fields))
-            except ObjectMissing:
-                continue
-            except ValidationError:
-                raise Corrupt(f"{info.name} is not a session") from None
-        return found
+        """Raises Corrupt at a damaged one."""
+        return list(sessions(self.store))
+
+    def readable(self, point_id: str) -> bool:
+        """Whether the manifest of a committed point is there, and stays as long as a session that has announced to
+        read it. Raises Corrupt, NewerFormat."""
+        try:
+            return self._read_point(point_id) is not None and not trash.final(self.store, point_id)
+        except ObjectMissing:
+            return False
 
     # --- points ----------------------------------------------------------------------------------------------------
 

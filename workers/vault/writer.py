@@ -6,8 +6,8 @@ and puts it back: nothing is done under the lock but that. (Measured with two th
 nothing shared; sealing, hashing and writing one common pack under a lock reaches 70 %.) The price is a pack that is not
 filled per thread, so a second one is opened only by a writer that has stored 16 MiB.
 
-An id counts as known only when its block is in a durable, indexed pack, or in a pack of this very writer, which
-`finish` makes durable before anybody can refer to it.
+An id counts as known only when its block is in a durable, indexed pack that no sweep may remove while the writer works
+(`Reliable`), or in a pack of this very writer, which `finish` makes durable before anybody can refer to it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from blake3 import blake3
 
 from workers.contract.errors import NoSpace, VaultError
 from workers.contract.seams import Store
-from workers.vault.index import FLUSH, Index, Packs, write_segment
+from workers.vault.index import FLUSH, Index, Packs, Reliable, write_segment
 from workers.vault.packs import DATA, PAGE, RAW, TARGET, ZERO_ID, ZSTD, PackBuilder, pack_name
 from workers.vault.sealing import Keyring
 
@@ -64,10 +64,13 @@ class BlockWriter:
     """Stores blocks that the vault does not have. Thread-safe. A context manager: left without `finish`, or by an
     exception, it removes what is unfinished (blocks in packs that are durable already stay known to later writers)."""
 
-    def __init__(self, store: Store, keys: Keyring, index: Index, *, pack_size: int = TARGET) -> None:
+    def __init__(
+        self, store: Store, keys: Keyring, index: Index, reliable: Reliable, *, pack_size: int = TARGET
+    ) -> None:
         self._store = store
         self._keys = keys
         self._index = index
+        self._reliable = reliable
         self._pack_size = pack_size
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -152,7 +155,7 @@ class BlockWriter:
 
     def _claim(self, id: bytes) -> bool:
         """Whether the calling thread is to store the block."""
-        if id in self._mine or self._index.has(id):
+        if id in self._mine or self._index.has(id, self._reliable):
             return False
         with self._lock:
             if id in self._mine:
