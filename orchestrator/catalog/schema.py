@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from sqlalchemy import BigInteger, DateTime, Dialect, Index, Text, TypeDecorator
 from sqlmodel import Field, SQLModel
 
-HEAD = "0002"
+HEAD = "0003"
 """Newest migration; a test holds it against the migrations themselves."""
 
 
@@ -104,4 +104,33 @@ class PointRow(SQLModel, table=True):
     """Some disk refers to a checkpoint: it can be the base of an incremental."""
     damaged: str = Field(default="", sa_type=Text)
     """What a verify found; empty: nothing."""
+    deleted_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """Deleted, and until when that can be taken back; None: not deleted."""
+    deleted_reason: str = Field(default="", sa_type=Text)
+    pinned: str = Field(default="", sa_type=Text)
+    """Why it is not to be deleted; empty: it is not pinned."""
+    locked_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """As in the manifest."""
+    replicas: str = Field(default="", sa_type=Text)
+    """Names of the vaults that hold it too, joined by blanks."""
+    verified: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """When a verify last read blocks of it; None: never."""
     doc: str = Field(sa_type=Text)
+
+
+class CheckRow(SQLModel, table=True):
+    """One verification of a vault."""
+
+    __tablename__: ClassVar[str] = "vault_check"
+
+    id: int | None = Field(default=None, primary_key=True)
+    vault: str = Field(index=True)
+    time: datetime = Field(sa_type=UtcDateTime)
+    level: str
+    share: str = ""
+    """`3/30`: which part of the packs; empty: all."""
+    packs: int
+    blocks: int
+    read_bytes: int = Field(sa_type=BigInteger)
+    seconds: float
+    findings: int

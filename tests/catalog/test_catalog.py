@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
@@ -289,10 +290,19 @@ def test_of_a_machine_that_was_never_seen_nothing_is_kept(catalog: Catalog) -> N
 
 
 def test_a_catalog_of_the_first_schema_keeps_its_machines(url: str) -> None:
-    with Catalog.open(url) as catalog, catalog.write() as session:
-        see_machine(session, MACHINE)
-        session.connection().execute(text("ALTER TABLE machine DROP COLUMN extension"))
-        session.connection().execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    Path(url.removeprefix("sqlite:///")).parent.mkdir(exist_ok=True)
+    with create_engine(url).begin() as connection:
+        first = Config()
+        first.set_main_option("script_location", "orchestrator.catalog:migrations")
+        first.attributes["connection"] = connection
+        command.upgrade(first, "0001")
+        row = {
+            "uuid": MACHINE.uuid,
+            "hypervisor": MACHINE.hypervisor,
+            "name": MACHINE.name,
+            "seen": "2026-11-22 02:00:00.000000",
+        }
+        connection.execute(text("INSERT INTO machine VALUES (:uuid, :hypervisor, :name, :seen)"), row)
     with Catalog.open(url) as catalog, catalog.write() as session:
         assert [row.name for row in seen_machines(session)] == [MACHINE.name]
         put_extension(session, MACHINE.uuid, ENABLED)
