@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Self, TypedDict
 
 from orchestrator import find
 from orchestrator.catalog import owner
@@ -39,6 +39,7 @@ from orchestrator.catalog.schema import PointRow
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
 from orchestrator.config_file import Policy
+from orchestrator.diff_desk import DiffDesk
 from orchestrator.guest_desk import GuestDesk
 from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.restore import RestoreJob
@@ -50,7 +51,7 @@ from workers.context import Context
 from workers.contract.errors import Busy, HypervisorError, NotFound, StillframeError, UsageError
 from workers.contract.guests import ExtensionState
 from workers.contract.machines import MachineRef, MachineSummary
-from workers.contract.messages import CancelRequested
+from workers.contract.messages import IMAGE_FORMATS, CancelRequested, ImageFormat
 from workers.contract.points import Consistency, Point
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Service:
         self._desk = VaultDesk(config, catalog, self._context)
         self.guests = GuestDesk(config, catalog, self._context, lambda wanted: self._summary(wanted, disks=False))
         """What concerns guests and not jobs."""
+        self.diff = DiffDesk(catalog, self._context)
         self._running: Engine | None = None
         self.settled: list[str] = []
         """What was settled at the start."""
@@ -441,12 +443,11 @@ def _new_job_id() -> str:
     return secrets.token_hex(6)
 
 
-def _format(word: str | None) -> Literal["qcow2", "raw"] | None:
-    match word:
-        case None | "qcow2" | "raw":
-            return word
-        case _:
-            raise UsageError(f"{word!r} is no format of a disk", hint="qcow2 or raw")
+def _format(word: str | None) -> ImageFormat | None:
+    found = next((format for format in IMAGE_FORMATS if format == word), None)
+    if word is not None and found is None:
+        raise UsageError(f"{word!r} is no format of a disk", hint=f"there are: {', '.join(IMAGE_FORMATS)}")
+    return found
 
 
 def _user() -> str:

@@ -24,6 +24,7 @@ from workers.contract.messages import (
     Discard,
     Discarded,
     DiskRestored,
+    ImageFormat,
     MachineDefined,
     PrepareRestore,
     RestoreDisk,
@@ -32,7 +33,7 @@ from workers.contract.messages import (
 )
 from workers.contract.points import DiskPoint, Point
 from workers.contract.seams import Hypervisor
-from workers.disks.images import Format
+from workers.disks.foreign import require_room_for
 from workers.disks.targets import open_target
 from workers.hypervisors.domain_xml import restored
 from workers.parallel import share_out
@@ -75,7 +76,9 @@ def prepare(
     """Check everything that can be checked: point, disks, names, space. `folder` is where disks of a machine go."""
     point = vault.point(command.point)
     disks = [disk_of(point, target) for target in command.targets] if command.targets else point.disks
-    formats: dict[str, Format] = {disk.target: command.format or _as_it_was(disk) for disk in disks}
+    formats: dict[str, ImageFormat] = {disk.target: command.format or _as_it_was(disk) for disk in disks}
+    for disk in disks:
+        require_room_for(formats[disk.target], disk.capacity)
     if command.to is not None:
         files = {disks[0].target: str(Path(command.to).absolute())}
     else:
@@ -101,7 +104,7 @@ def prepare(
     return RestorePrepared(files=files, formats=formats, point=point)
 
 
-def _as_it_was(disk: DiskPoint) -> Format:
+def _as_it_was(disk: DiskPoint) -> ImageFormat:
     return "qcow2" if disk.format == "qcow2" else "raw"
 
 

@@ -18,22 +18,16 @@ if TYPE_CHECKING:
 
 app = group("Bring back a machine or a disk.")
 
-_FORMATS = ("qcow2", "raw")
-_SUFFIXES = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
+_SUFFIXES = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw", ".vhd": "vhd", ".vhdx": "vhdx", ".vmdk": "vmdk"}
+ToOption = Annotated[Path, typer.Option("--to", metavar="FILE", help="File to write; it must not exist.")]
 FormatOption = Annotated[
     str | None,
-    typer.Option("--format", metavar="FORMAT", help="qcow2 or raw; default: by the file's name, else as it was."),
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="qcow2, raw, vhd, vhdx or vmdk; default: by the file's name, else qcow2 or raw as it was.",
+    ),
 ]
-
-
-def _format(word: str | None, file: Path | None = None) -> str | None:
-    from workers.contract.errors import UsageError
-
-    if word is None:
-        return _SUFFIXES.get(file.suffix.lower()) if file else None
-    if word not in _FORMATS:
-        raise UsageError(f"--format cannot be {word!r}: it is qcow2 or raw", hint="--format qcow2")
-    return word
 
 
 def _absolute(path: Path | None) -> Path | None:
@@ -113,13 +107,18 @@ def restore_disk(
     session: Session,
     point: PointRef,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Disk of the point, like vda.")],
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="File to write; it must not exist.")],
+    to: ToOption,
     format: FormatOption = None,
 ) -> int:
     """Restore one disk into a new file."""
+    return write_disk(session, point, target, to, format)
+
+
+def write_disk(session: Session, point: str, target: str, to: Path, format: str | None) -> int:
+    """One disk of a point into a new file, in the format that was asked for or that the file's name tells."""
     file = to.expanduser().absolute()
-    job = session.service.start_restore_disk(point, target, to=file, format=_format(format, file))
-    return _finish(session, job)
+    wanted = format or _SUFFIXES.get(file.suffix.lower())
+    return _finish(session, session.service.start_restore_disk(point, target, to=file, format=wanted))
 
 
 def _finish(session: Session, job: str) -> int:

@@ -21,6 +21,7 @@ from workers.contract.messages import (
     DiskRestored,
     Event,
     Failed,
+    ImageFormat,
     MachineDefined,
     PrepareRestore,
     RestoreDisk,
@@ -30,7 +31,6 @@ from workers.contract.messages import (
 )
 
 S = JobState
-Format = Literal["qcow2", "raw"]
 
 
 class RestoreJob(Value):
@@ -50,14 +50,14 @@ class RestoreJob(Value):
     directory: str | None = None
     pool: str | None = None
     to: str | None = None
-    format: Format | None = None
+    format: ImageFormat | None = None
     replace: bool = False
     start: bool = False
 
     state: JobState = S.QUEUED
     files: dict[str, str] = {}
     """Obligation: target → path that this job may have written."""
-    formats: dict[str, Format] = {}
+    formats: dict[str, ImageFormat] = {}
     restored: dict[str, DiskRestored] = {}
     gone: list[str] = []
     may_define: bool = False

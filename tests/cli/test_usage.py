@@ -15,7 +15,7 @@ COMMANDS = [
     *(f"vm {name}" for name in ("list", "show", "unprotect")),
     *(f"extension {name}" for name in ("build", "list", "verify", "uninstall")),
     "backup run",
-    *(f"point {name}" for name in ("list", "show", "verify", "delete")),
+    *(f"point {name}" for name in ("list", "show", "verify", "delete", "diff", "export")),
     *(f"restore {name}" for name in ("vm", "disk")),
     *(f"job {name}" for name in ("list", "show", "watch", "cancel")),
     *(f"vault {name}" for name in ("list", "stats", "verify", "rebuild-catalog")),

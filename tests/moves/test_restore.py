@@ -12,9 +12,9 @@ import pytest
 from workers import restore
 from workers.contract.errors import Cancelled, Corrupt, NotFound, TargetExists, UsageError
 from workers.contract.machines import MachineRef
-from workers.contract.messages import Discard, PrepareRestore, RestoreDisk
+from workers.contract.messages import IMAGE_FORMATS, Discard, ImageFormat, PrepareRestore, RestoreDisk
 from workers.contract.points import Consistency, DiskPoint, Mode, Point
-from workers.disks.images import Format
+from workers.disks.images import driver
 from workers.disks.memory import drawn
 from workers.transfer import Settings, transfer_disk
 from workers.vault import Vault
@@ -64,7 +64,7 @@ def point_of(vault: Vault, picture: str) -> tuple[Point, bytes]:
     return point, bytes(disk.content)
 
 
-def ask(point: Point, path: Path, format: Format = "raw", *, standalone: bool = True) -> RestoreDisk:
+def ask(point: Point, path: Path, format: ImageFormat = "raw", *, standalone: bool = True) -> RestoreDisk:
     return RestoreDisk(
         job=JOB, vault="main", point=point.id, target="vda", path=str(path), format=format, standalone=standalone
     )
@@ -74,14 +74,14 @@ def quiet(_written: restore.Written) -> None:
     """A watch that lets everything pass."""
 
 
-@pytest.mark.parametrize("format", ["raw", "qcow2"])
-def test_a_disk_comes_back_byte_for_byte(vault: Vault, tmp_path: Path, format: Format) -> None:
+@pytest.mark.parametrize("format", IMAGE_FORMATS)
+def test_a_disk_comes_back_byte_for_byte(vault: Vault, tmp_path: Path, format: ImageFormat) -> None:
     point, content = point_of(vault, "AB--CC-D")
     path = tmp_path / "new" / "disk"
     done = restore.restore_disk(vault, ask(point, path, format), 2, quiet)
     assert done.written_bytes == 5 * BLOCK, "zeroes are not written"
     raw = tmp_path / "as.raw"
-    subprocess.run(["qemu-img", "convert", "-f", format, "-O", "raw", str(path), str(raw)], check=True)
+    subprocess.run(["qemu-img", "convert", "-f", driver(format), "-O", "raw", str(path), str(raw)], check=True)
     assert raw.read_bytes() == content
     assert [entry.name for entry in path.parent.iterdir()] == ["disk"]
 
@@ -111,8 +111,8 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten_either(tmp_path: Path)
     assert path.read_text() == "mine"
 
 
-@pytest.mark.parametrize("format", ["raw", "qcow2"])
-def test_a_stopped_restore_leaves_nothing_under_the_name(vault: Vault, tmp_path: Path, format: Format) -> None:
+@pytest.mark.parametrize("format", IMAGE_FORMATS)
+def test_a_stopped_restore_leaves_nothing_under_the_name(vault: Vault, tmp_path: Path, format: ImageFormat) -> None:
     point, _ = point_of(vault, "ABCDEFGH")
     path = tmp_path / "disk"
 

@@ -8,7 +8,7 @@ by the job's state. Workers decide nothing: a command says all that was decided,
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, TypeAdapter
 
@@ -16,6 +16,10 @@ from workers.contract.errors import ErrorInfo
 from workers.contract.guests import ExtensionState, GuestReport
 from workers.contract.machines import Disk, Inventory, MachineRef, Value
 from workers.contract.points import Bottleneck, Consistency, DiskPoint, Mode, Point
+
+ImageFormat = Literal["qcow2", "raw", "vhd", "vhdx", "vmdk"]
+"""In which a restored disk can be written."""
+IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 
 
 def sf_name(job: str) -> str:
@@ -159,7 +163,7 @@ class RestoreDisk(Value):
     target: str
     path: str
     """On the worker's host; its temporary name is `<path>.sf-<job>` until it is whole."""
-    format: Literal["qcow2", "raw"]
+    format: ImageFormat
     standalone: bool
     """True: the file is all that is wanted. False: a machine will be defined on it; until then the temporary name
     stays as a second link, the proof that the file is this job's and may be discarded."""
@@ -177,7 +181,7 @@ class DefineMachine(Value):
     name: str
     disks: dict[str, str]
     """target → path of the restored file."""
-    formats: dict[str, Literal["qcow2", "raw"]]
+    formats: dict[str, ImageFormat]
     pool: str | None = None
     """Storage pool that the disks lie in, to be refreshed afterwards."""
     replace: bool
@@ -202,8 +206,8 @@ class PrepareRestore(Value):
     pool: str | None
     to: str | None
     """Path of a single restored disk."""
-    format: Literal["qcow2", "raw"] | None
-    """None: as the disk was, `raw` if neither."""
+    format: ImageFormat | None
+    """None: as the disk was, `raw` if neither qcow2 nor raw."""
     replace: bool
 
 
@@ -291,7 +295,7 @@ class RestorePrepared(Value):
     kind: Literal["restore_prepared"] = "restore_prepared"
     files: dict[str, str]
     """target → path to write."""
-    formats: dict[str, Literal["qcow2", "raw"]]
+    formats: dict[str, ImageFormat]
     point: Point
 
 

@@ -11,14 +11,21 @@ import os
 import signal
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 from workers.contract.errors import DiskError
 from workers.contract.machines import Value
+from workers.contract.messages import ImageFormat
 from workers.tools import run
 
-Format = Literal["qcow2", "raw"]
 _KEPT_OPTIONS = frozenset({"cluster_size", "compat", "lazy_refcounts", "refcount_bits", "extended_l2"})
+_DRIVERS = {"vhd": "vpc"}
+"""QEMU's own names, where they differ."""
+_SUBFORMATS = {
+    # Without force_size, a VHD's size is rounded to a geometry of cylinders.
+    "vhd": {"subformat": "dynamic", "force_size": "on"},
+    "vhdx": {"subformat": "dynamic"},
+    "vmdk": {"subformat": "monolithicSparse"},
+}
 
 
 class Fingerprint(Value):
@@ -46,11 +53,19 @@ def fingerprint(path: Path) -> Fingerprint:
     )
 
 
-def create(path: Path, format: Format, size: int, options: dict[str, str] | None = None) -> None:
-    """A new, empty image of `size` bytes; of `options`, those that `format` knows are used."""
-    argv = ["qemu-img", "create", "-q", "-f", format]
-    kept = {name: value for name, value in (options or {}).items() if name in _KEPT_OPTIONS}
-    if format == "qcow2" and kept:
+def driver(format: ImageFormat) -> str:
+    """QEMU's name of a format."""
+    return _DRIVERS.get(format, format)
+
+
+def create(path: Path, format: ImageFormat, size: int, options: dict[str, str] | None = None) -> None:
+    """A new, empty image of `size` bytes that grows as it is written; of `options`, those that a qcow2 knows are
+    used for one."""
+    argv = ["qemu-img", "create", "-q", "-f", driver(format)]
+    kept = _SUBFORMATS.get(format, {})
+    if format == "qcow2":
+        kept = {name: value for name, value in (options or {}).items() if name in _KEPT_OPTIONS}
+    if kept:
         argv += ["-o", ",".join(f"{name}={value}" for name, value in sorted(kept.items()))]
     run([*argv, str(path), str(size)])
 

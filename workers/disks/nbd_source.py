@@ -32,7 +32,7 @@ class NbdSource:
         self._export = export
         self._bitmap = bitmap
         self._in_flight = in_flight
-        with _translated(self._what()), self._connected(None) as handle:
+        with translated(self._what()), self._connected(None) as handle:
             self.size: int = handle.get_size()
 
     def _what(self) -> str:
@@ -60,7 +60,7 @@ class NbdSource:
                 handle.shutdown(nbd.SHUTDOWN_ABANDON_PENDING)
 
     def extents(self, *, trust_changes: bool = True) -> Iterator[Extent]:
-        with _translated(self._what()), self._connected(ALLOCATION) as allocation:
+        with translated(self._what()), self._connected(ALLOCATION) as allocation:
             if self._bitmap is None or not trust_changes:
                 yield from _data_or_zero(allocation, 0, self.size)
                 return
@@ -74,7 +74,7 @@ class NbdSource:
     def read(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
         import nbd
 
-        with _translated(self._what()), self._connected(None) as handle:
+        with translated(self._what()), self._connected(None) as handle:
             free: list[bytearray] = [bytearray() for _ in range(self._in_flight)]
             flying: deque[tuple[int, int, int, bytearray]] = deque()
             source = iter(ranges)
@@ -128,7 +128,7 @@ def _status(handle: Any, context: str, start: int, end: int) -> Iterator[tuple[i
                 position += length
 
 
-class _translated:
+class translated:
     """nbd.Error, said with what was being read."""
 
     def __init__(self, what: str) -> None:

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from workers.contract.errors import DiskError, NoSpace
-from workers.disks.images import Format
+from workers.contract.messages import ImageFormat
+from workers.contract.seams import BlockTarget
+from workers.disks.foreign import ForeignTarget
 
 Ranges = Callable[[], Iterable[tuple[int, int]]]
 """`(start, length)` in bytes of all data of a disk, ascending and apart; may be asked for more than once."""
@@ -142,8 +144,12 @@ class Qcow2Target(RawTarget):
         return place + inside
 
 
-def open_target(path: Path, format: Format, size: int, ranges: Ranges, options: dict[str, str]) -> RawTarget:
+def open_target(path: Path, format: ImageFormat, size: int, ranges: Ranges, options: dict[str, str]) -> BlockTarget:
     """A new image at `path`, readable by its owner only. Of `options`, a qcow2 keeps `cluster_size`."""
-    if format == "raw":
-        return RawTarget(path, size)
-    return Qcow2Target(path, size, ranges, int(options.get("cluster_size", CLUSTER)))
+    match format:
+        case "raw":
+            return RawTarget(path, size)
+        case "qcow2":
+            return Qcow2Target(path, size, ranges, int(options.get("cluster_size", CLUSTER)))
+        case "vhd" | "vhdx" | "vmdk":
+            return ForeignTarget(path, format, size)
