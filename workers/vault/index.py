@@ -13,10 +13,8 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
-from weakref import WeakSet
 
 from workers.contract.errors import Corrupt, ObjectMissing, VaultError
 from workers.contract.seams import Store
@@ -44,6 +42,15 @@ _COPIES = """
 SELECT pack FROM blocks WHERE id = ? AND NOT EXISTS
     (SELECT 1 FROM distrusted WHERE distrusted.id = blocks.id AND distrusted.pack = blocks.pack)
 """
+_ROWS = """
+SELECT id, pack, stored, NOT EXISTS
+    (SELECT 1 FROM distrusted WHERE distrusted.id = blocks.id AND distrusted.pack = blocks.pack)
+FROM blocks WHERE (id, pack) > (?, ?) ORDER BY id, pack LIMIT ?
+"""
+_NAMED = """
+SELECT segments.name, packs.id, packs.digest FROM named
+    JOIN segments ON segments.id = named.segment JOIN packs ON packs.id = named.pack
+"""
 _ENVIRONMENT = frozenset(
     {
         sqlite3.SQLITE_PERM,
@@ -58,14 +65,6 @@ _ENVIRONMENT = frozenset(
 )
 Packs = dict[bytes, list[Entry]]
 """SHA-256 of a pack → its entries."""
-
-
-@dataclass(eq=False)
-class Reliable:
-    """Packs that stay for the life of a writer."""
-
-    numbers: set[int]
-    """In the cache, which never uses a number again."""
 
 
 class Location(NamedTuple):
@@ -127,7 +126,6 @@ class Index:
         self._path = folder / keys.vault.hex() / "index.sqlite"
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
-        self._reliable: WeakSet[Reliable] = WeakSet()
         self.damaged: dict[str, str] = {}
         """Segments that could not be read at the last refresh: name → why. Their blocks count as unknown."""
 
@@ -136,47 +134,69 @@ class Index:
         self._use(self._refresh)
 
     def _refresh(self, db: sqlite3.Connection) -> None:
+        while not self._took_over(db):
+            pass
+
+    def _took_over(self, db: sqlite3.Connection) -> bool:
+        """False: a segment was removed after it was listed; another one has taken its place, which must be found."""
         present = {info.name for info in self._store.list(PREFIX)}
         held = {name for (name,) in db.execute("SELECT name FROM segments")}
-        if held - present:
-            _forget(db, held - present)
         self.damaged = {}
+        whole = True
         for name in sorted(present - held):
             try:
                 packs = read_segment(self._store, self._keys, name)
             except Corrupt as error:
                 self.damaged[name] = str(error)
             except ObjectMissing:
-                continue  # removed since it was listed
+                whole = False
             else:
                 _insert(db, name, packs)
+        # Last: a pack that stays is named by a new segment before the old one goes, so its blocks are never absent.
+        if whole and held - present:
+            _forget(db, held - present)
+        return whole
 
-    def add(self, name: str, packs: Packs) -> None:
-        """Take over a segment that this process wrote just now."""
+    def add(self, name: str, packs: Packs) -> set[int]:
+        """Take over a segment that this process wrote just now; the numbers of its packs."""
         self._use(lambda db: _insert(db, name, packs))
-        numbers = self._numbers(packs)
-        with self._lock:
-            for reliable in self._reliable:
-                reliable.numbers |= numbers
+        return self.numbers(packs)
 
-    def reliable(self, packs: Iterable[bytes]) -> Reliable:
-        """Those of `packs` (digests) on which a writer may rely, and with them what this process writes from now on.
-        FORMAT.md, "Sessions", says which they are."""
-        found = Reliable(self._numbers(packs))
-        with self._lock:
-            self._reliable.add(found)
-        return found
-
-    def _numbers(self, packs: Iterable[bytes]) -> set[int]:
+    def numbers(self, packs: Iterable[bytes]) -> set[int]:
+        """Of those of `packs` (digests) that the index names, their numbers in the cache, which never uses a number
+        again."""
         wanted = set(packs)
-        rows = self._use(lambda db: db.execute("SELECT id, digest FROM packs").fetchall())
-        return {number for number, digest in rows if digest in wanted}
+        return {number for number, digest in self.numbered().items() if digest in wanted}
 
-    def has(self, id: bytes, reliable: Reliable) -> bool:
-        """Whether a block need not be stored again: a copy of it is in one of those packs, and not known to be
-        damaged."""
+    def numbered(self) -> dict[int, bytes]:
+        """Number in the cache → pack (digest)."""
+        return dict(self._use(lambda db: db.execute("SELECT id, digest FROM packs").fetchall()))
+
+    def rows(self, size: int = 65_536) -> Iterator[list[tuple[bytes, int, int, bool]]]:
+        """All copies of all blocks, in order of ids: `(id, number of the pack, stored bytes, good)`, some at a time."""
+        last: tuple[bytes, int] = (b"", 0)
+        while found := self._some_rows(last, size):
+            yield found
+            last = found[-1][:2]
+
+    def _some_rows(self, last: tuple[bytes, int], size: int) -> list[tuple[bytes, int, int, bool]]:
+        return self._use(lambda db: db.execute(_ROWS, (*last, size)).fetchall())
+
+    def segments_of(self, packs: Iterable[bytes]) -> dict[str, list[bytes]]:
+        """Segments that name one of `packs` (digests) → all packs that they name."""
+        numbers = self.numbers(packs)
+        named: dict[str, list[bytes]] = {}
+        hit: set[str] = set()
+        for segment, number, digest in self._use(lambda db: db.execute(_NAMED).fetchall()):
+            named.setdefault(segment, []).append(digest)
+            hit |= {segment} if number in numbers else set()
+        return {segment: named[segment] for segment in hit}
+
+    def has(self, id: bytes, reliable: set[int]) -> bool:
+        """Whether a block need not be stored again: a copy of it is in one of those packs (numbers), and not
+        known to be damaged."""
         rows = self._use(lambda db: db.execute(_COPIES, (id,)).fetchall())
-        return any(pack in reliable.numbers for (pack,) in rows)
+        return any(pack in reliable for (pack,) in rows)
 
     def distrust(self, id: bytes, pack: str) -> None:
         """A copy turned out to be damaged: deduplication no longer relies on it, so that the next backup that reads

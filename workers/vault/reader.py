@@ -81,6 +81,13 @@ class BlockReader:
     def _get(self, kind: int, id: bytes) -> bytes:
         if id == ZERO_ID:
             raise ValueError("the zero block is not stored")
+        try:
+            return self._known(kind, id)
+        except ObjectMissing:
+            self._index.refresh()  # a sweep may have put it into another pack meanwhile
+            return self._known(kind, id)
+
+    def _known(self, kind: int, id: bytes) -> bytes:
         first: Corrupt | ObjectMissing | None = None
         for location in self._index.find(id):
             try:

@@ -137,12 +137,13 @@ class Vault:
         condemned = read_condemned(self.store, self._keys)  # before the packs: what left it meanwhile is not listed
         packs = {bytes.fromhex(info.name.removeprefix("packs/")) for info in self.store.list("packs/")}
         self._index.refresh()
-        reliable = self._index.reliable(packs - condemned)
+        reliable = self._index.numbers(packs - condemned)
         return BlockWriter(self.store, self._keys, self._index, reliable, pack_size=pack_size)
 
-    def reader(self) -> BlockReader:
-        """A reader of what the vault has now. Raises VaultError."""
-        self._index.refresh()
+    def reader(self, *, refresh: bool = True) -> BlockReader:
+        """A reader of what the vault has now, or had at the last look. Raises VaultError."""
+        if refresh:
+            self._index.refresh()
         return BlockReader(self.store, self._keys, self._index)
 
     # --- sessions --------------------------------------------------------------------------------------------------

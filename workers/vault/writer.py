@@ -7,7 +7,7 @@ nothing shared; sealing, hashing and writing one common pack under a lock reache
 filled per thread, so a second one is opened only by a writer that has stored 16 MiB.
 
 An id counts as known only when its block is in a durable, indexed pack that no sweep may remove while the writer works
-(`Reliable`), or in a pack of this very writer, which `finish` makes durable before anybody can refer to it.
+(`reliable`), or in a pack of this very writer, which `finish` makes durable before anybody can refer to it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from blake3 import blake3
 
 from workers.contract.errors import NoSpace, VaultError
 from workers.contract.seams import Store
-from workers.vault.index import FLUSH, Index, Packs, Reliable, write_segment
+from workers.vault.index import FLUSH, Index, Packs, write_segment
 from workers.vault.packs import DATA, PAGE, RAW, TARGET, ZERO_ID, ZSTD, PackBuilder, pack_name
 from workers.vault.sealing import Keyring
 
@@ -65,7 +65,7 @@ class BlockWriter:
     exception, it removes what is unfinished (blocks in packs that are durable already stay known to later writers)."""
 
     def __init__(
-        self, store: Store, keys: Keyring, index: Index, reliable: Reliable, *, pack_size: int = TARGET
+        self, store: Store, keys: Keyring, index: Index, reliable: set[int], *, pack_size: int = TARGET
     ) -> None:
         self._store = store
         self._keys = keys
@@ -231,8 +231,9 @@ class BlockWriter:
 
     def _flush(self, packs: Packs) -> None:
         name = write_segment(self._store, self._keys, packs)
-        self._index.add(name, packs)
+        numbers = self._index.add(name, packs)
         with self._lock:
+            self._reliable |= numbers
             for entries in packs.values():
                 self._mine.difference_update(entry.id for entry in entries)
 

@@ -1,0 +1,284 @@
+"""Give back the space of what no point needs, beside any number of writers and other sweeps, on any host.
+
+The protocol, and why it is safe, is FORMAT.md's "Condemned packs, and the sweep"; the numbers in the comments here are
+the steps there. Every step may be the last one before a kill: what is condemned stays condemned until a later sweep
+gives its verdict or carries it out. No clock is part of the argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from datetime import datetime, timedelta
+
+from workers.contract.errors import Corrupt, Locked, NewerFormat, ObjectMissing
+from workers.contract.machines import Value
+from workers.vault.compact import DEAD_SHARE, Compactor
+from workers.vault.condemned import condemn, give_verdict, read_condemnations, read_verdict, verdict_name
+from workers.vault.index import Packs, write_segment
+from workers.vault.mark import Marks, Use, mark, uses
+from workers.vault.packs import TARGET, pack_name, read_footer
+from workers.vault.sessions import SessionInfo
+from workers.vault.vault import Vault
+
+FENCE_AFTER = timedelta(days=7)
+"""Age of a session that is taken for dead. Too early a fence costs a backup, never a point."""
+
+
+class Progress(Value):
+    stage: str
+    done: int
+    total: int
+
+
+class Waiting(Value):
+    """Condemned packs whose removal has to wait."""
+
+    packs: int
+    bytes: int
+    sessions: list[SessionInfo]
+    """That began before the packs were condemned."""
+
+
+class SweepReport(Value):
+    """What a sweep did, or with `dry_run` would do; bytes are of the store."""
+
+    dry_run: bool
+    packs: int = 0
+    bytes: int = 0
+    """All packs of the vault, before."""
+    live_bytes: int = 0
+    fenced: list[str] = []
+    """Sessions taken for dead."""
+    compacted: int = 0
+    copied_bytes: int = 0
+    condemned: int = 0
+    condemned_bytes: int = 0
+    removed: int = 0
+    removed_bytes: int = 0
+    rescued: int = 0
+    """Condemned packs that turned out to be needed."""
+    retained: int = 0
+    """Dead packs that a lock keeps for now."""
+    skipped: int = 0
+    """Packs that would be compacted but hold a damaged block."""
+    waiting: list[Waiting] = []
+
+
+class Settings(Value):
+    compact: bool = True
+    bandwidth: int | None = None
+    """Bytes per second that compaction may copy."""
+    fence_after: timedelta = FENCE_AFTER
+    dead_share: float = DEAD_SHARE
+    pack_size: int = TARGET
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def sweep(
+    vault: Vault,
+    *,
+    now: datetime,
+    settings: Settings | None = None,
+    dry_run: bool = False,
+    on_progress: OnProgress = lambda _: None,
+) -> SweepReport:
+    """Remove what can be removed, condemn what cannot be yet. `now` only decides which sessions are fenced. Raises
+    VaultError if a point cannot be read: nothing is condemned or removed then."""
+    run = _Sweep(vault, settings or Settings(), on_progress, dry_run=dry_run)
+    if not dry_run:
+        run.fence(now)
+    run.condemn()
+    if not dry_run:
+        run.finish_all()
+    return run.report()
+
+
+class _Sweep:
+    def __init__(self, vault: Vault, settings: Settings, tell: OnProgress, *, dry_run: bool) -> None:
+        self._vault = vault
+        self._settings = settings
+        self._tell = tell
+        self._marks = Marks()
+        self._sizes: dict[bytes, int] = {}
+        self._found: dict[str, object] = {"dry_run": dry_run}
+        self._dry_run = dry_run
+        self._waiting: list[Waiting] = []
+        self._live_packs: set[bytes] = set()
+
+    def report(self) -> SweepReport:
+        return SweepReport.model_validate({**self._found, "waiting": self._waiting})
+
+    def _count(self, key: str, value: int) -> None:
+        found = self._found.get(key, 0)
+        assert isinstance(found, int)
+        self._found[key] = found + value
+
+    # --- sessions ----------------------------------------------------------------------------------------------------
+
+    def fence(self, now: datetime) -> None:
+        """End sessions that are too old to be alive. One that can still commit is fenced first: it never will."""
+        fenced = []
+        for session in self._vault.sessions():
+            if now - session.started > self._settings.fence_after:
+                if session.point:
+                    self._vault.settle(session.point)
+                self._vault.withdraw(session.session)
+                fenced.append(session.session)
+        self._found["fenced"] = fenced
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def _look(self, condemned: set[bytes]) -> dict[bytes, Use]:
+        """Steps 2 and 3: packs, index and points, in this order; what of each pack is needed, with copies in
+        `condemned`, which was listed before, counting for nothing."""
+        vault = self._vault
+        self._sizes = {
+            bytes.fromhex(info.name.removeprefix("packs/")): info.size for info in vault.store.list("packs/")
+        }
+        vault.index.refresh()
+        self._index_the_unindexed(condemned)
+        mark(vault, self._marks, lambda done, total: self._tell(Progress(stage="points", done=done, total=total)))
+        before = vault.index.numbered()
+        fit = {number for number, digest in before.items() if digest in self._sizes and digest not in condemned}
+        found = uses(vault.index, self._marks, fit)
+        # Of a pack that left the cache meanwhile perhaps not all blocks were seen; numbers are never used again.
+        after = vault.index.numbered()
+        return {after[number]: use for number, use in found.items() if number in before and number in after}
+
+    def _index_the_unindexed(self, condemned: set[bytes]) -> None:
+        """A condemned pack that no segment names is judged by its footer: its writer died before its segment, or the
+        segment is damaged. One whose footer cannot be read stays out, and is kept."""
+        vault = self._vault
+        unknown = (condemned & self._sizes.keys()) - set(vault.index.numbered().values())
+        packs: Packs = {}
+        for digest in sorted(unknown):
+            try:
+                packs[digest] = read_footer(vault.store, pack_name(digest), self._sizes[digest], vault.keys)
+            except (Corrupt, ObjectMissing, NewerFormat):
+                continue
+        if packs and not self._dry_run:
+            vault.index.add(write_segment(vault.store, vault.keys, packs), packs)
+
+    # --- the first phase ---------------------------------------------------------------------------------------------
+
+    def condemn(self) -> None:
+        """Compact what is mostly dead, and condemn what is not needed. Whatever is chosen here is judged again."""
+        earlier = set().union(*read_condemnations(self._vault.store, self._vault.keys).values())
+        found = self._look(earlier)
+        self._found |= {"packs": len(self._sizes), "bytes": sum(self._sizes.values())}
+        self._found["live_bytes"] = sum(use.needed for use in found.values())
+        needless = {digest for digest, use in found.items() if not use.needed and not use.only}
+        if not self._dry_run:
+            self._forget_removed(needless - self._sizes.keys())
+        dead = (needless & self._sizes.keys()) - earlier
+        if not any(self._vault.sessions()):
+            # Beside a writer these are most likely its own, about to be indexed.
+            dead |= self._sizes.keys() - found.keys() - earlier
+        sparse = self._sparse(found, earlier)
+        if not self._dry_run:
+            sparse = self._compacted(sparse)
+        chosen = dead | set(sparse)
+        if chosen and not self._dry_run:
+            condemn(self._vault.store, self._vault.keys, chosen)
+        self._found |= {"condemned": len(chosen), "condemned_bytes": sum(map(self._sizes.__getitem__, chosen))}
+
+    def _forget_removed(self, absent: Set[bytes]) -> None:
+        """Two sweeps that write segments at once may leave names of packs that they removed. A pack that was not there
+        when packs were listed may be a new one; if it is not there now either, after a segment named it, it is gone."""
+        store = self._vault.store
+        self._leave_index({digest for digest in absent if next(store.list(pack_name(digest)), None) is None})
+
+    def _sparse(self, found: dict[bytes, Use], earlier: set[bytes]) -> list[bytes]:
+        """Packs worth to be copied: enough of them is dead, or they are small and together fill a pack."""
+        if not self._settings.compact:
+            return []
+        usable = self._sizes.keys() - earlier
+        living = {one: use for one, use in found.items() if use.needed and not use.only and one in usable}
+        share = self._settings.dead_share
+        hollow = [digest for digest, use in living.items() if use.needed < (1 - share) * use.stored]
+        small = [
+            digest
+            for digest, use in living.items()
+            if digest not in hollow and self._sizes[digest] < share * self._settings.pack_size
+        ]
+        if sum(living[digest].needed for digest in small) < self._settings.pack_size:
+            small = []
+        return sorted([*hollow, *small])
+
+    def _compacted(self, sparse: list[bytes]) -> list[bytes]:
+        settings = self._settings
+        compactor = Compactor(self._vault, self._marks, bandwidth=settings.bandwidth, pack_size=settings.pack_size)
+        total = len(sparse)
+        done = compactor.run(sparse, lambda n: self._tell(Progress(stage="compact", done=n, total=total)))
+        self._found |= {"compacted": len(done.packs), "copied_bytes": done.copied_bytes, "skipped": done.skipped}
+        return done.packs
+
+    # --- the second phase --------------------------------------------------------------------------------------------
+
+    def finish_all(self) -> None:
+        """Give and carry out the verdict on every condemnation that waits for nobody."""
+        for name, packs in read_condemnations(self._vault.store, self._vault.keys).items():
+            dead = read_verdict(self._vault.store, self._vault.keys, name)
+            if dead is None:
+                dead = self._judged(name, packs)
+            if dead is not None:
+                self._count("rescued", len(packs - dead))
+                self._carry_out(name, dead)
+
+    def _judged(self, name: str, packs: frozenset[bytes]) -> frozenset[bytes] | None:
+        """None: it has to wait, or somebody else has settled it meanwhile."""
+        vault = self._vault
+        if blocking := [one for one in vault.sessions() if name not in (one.knows or ())]:  # step 1
+            size = sum(self._sizes.get(digest, 0) for digest in packs)
+            self._waiting.append(Waiting(packs=len(packs), bytes=size, sessions=blocking))
+            return None
+        condemned = set().union(*read_condemnations(vault.store, vault.keys).values()) | packs
+        found = self._look(condemned)
+        dead = frozenset(
+            digest for digest in packs if digest not in self._sizes or (digest in found and not found[digest].only)
+        )
+        if not give_verdict(vault.store, vault.keys, name, dead):  # step 4
+            return read_verdict(vault.store, vault.keys, name)
+        if any(info.name == name for info in vault.store.list(name)):
+            return dead
+        vault.store.delete(verdict_name(name))
+        return None
+
+    def _carry_out(self, name: str, dead: frozenset[bytes]) -> None:
+        """Step 5: index first, packs last."""
+        vault = self._vault
+        self._leave_index(dead)
+        kept = False
+        for done, digest in enumerate(sorted(dead)):
+            self._tell(Progress(stage="remove", done=done, total=len(dead)))
+            try:
+                vault.store.delete(pack_name(digest))
+            except Locked:
+                kept = True
+                self._count("retained", 1)
+            else:
+                self._count("removed", digest in self._sizes)
+                self._count("removed_bytes", self._sizes.pop(digest, 0))
+        if not kept:
+            vault.store.delete(name)
+            vault.store.delete(verdict_name(name))
+
+    def _leave_index(self, dead: Set[bytes]) -> None:
+        """Segments without the dead packs, then the old ones go: at any moment every other pack is named."""
+        if not dead:
+            return
+        vault = self._vault
+        vault.index.refresh()
+        old = vault.index.segments_of(dead)
+        kept: Packs = {}
+        for packs in old.values():
+            for digest in set(packs) - dead - kept.keys():
+                kept[digest] = vault.index.entries(pack_name(digest))
+        if kept:
+            vault.index.add(write_segment(vault.store, vault.keys, kept), kept)
+        for segment in sorted(old):
+            vault.store.delete(segment)
+        if old:
+            vault.index.refresh()
