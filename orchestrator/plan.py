@@ -17,6 +17,7 @@ from workers.contract.points import DiskPoint, Mode, NotIncluded, Point
 
 _FIRST = "it is the first backup"
 _NO_BASE = "no earlier point has a checkpoint to go on from (only a machine that runs gets one)"
+_LOST_BASE = "the point to go on from has been deleted from the vault"
 SHORT = 8
 """Digits of a point's id that people see."""
 
@@ -39,13 +40,14 @@ def plan_disks(
     base: Point | None,
     *,
     earlier: bool = False,
+    base_readable: bool = True,
     force_full: bool = False,
     exclude: Collection[str] = (),
     block_size_of: Callable[[str], int],
 ) -> tuple[list[DiskPlan], list[NotIncluded]]:
     """What to do with each disk of the machine, and what is left out; `earlier`: there are points, if none to go on
-    from. Raises UsageError if nothing is left to back up,
-    or if `exclude` names a disk that the machine does not have."""
+    from; `base_readable`: the maps of `base` can be inherited from. Raises UsageError if nothing is left to back up, or
+    if `exclude` names a disk that the machine does not have."""
     unknown = sorted(set(exclude) - {disk.target for disk in inventory.disks})
     if unknown:
         raise UsageError(
@@ -61,6 +63,8 @@ def plan_disks(
             left_out.append(NotIncluded(target=disk.target, reason="excluded by you"))
         else:
             plan = _plan_disk(disk, base, force_full=force_full, block_size=block_size_of(disk.target))
+            if plan.mode is Mode.INCREMENTAL and not base_readable:
+                plan = demoted(plan, _LOST_BASE)
             plans.append(demoted(plan, _NO_BASE) if plan.reason == _FIRST and earlier else plan)
     if not plans:
         why = "; ".join(f"{item.target}: {item.reason}" for item in left_out) or "it has no disks"

@@ -20,6 +20,7 @@ from workers.contract.errors import (
     DiskError,
     GuestError,
     HypervisorError,
+    NoSpace,
     NotFound,
     StillframeError,
     UsageError,
@@ -99,12 +100,14 @@ class Tasks:
         vault = self._context.vault(command.vault)
         hypervisor = self._context.hypervisor(command.machine.hypervisor)
         found = hypervisor.inventory(command.machine.uuid, base=command.base_checkpoint, base_xml=command.base_xml)
-        vault.announce(command.job, command.point)
+        vault.announce(command.job, command.point, reads=[command.base_point] if command.base_point else [])
+        readable = command.base_point is None or vault.readable(command.base_point)
         extension = None
         if found.power is Power.RUNNING and command.goal is not Consistency.CRASH:
             with self._context.visit(found.machine, command.job) as visit:
                 extension = visit.see_to_extension()
-        return m.Prepared(inventory=found, online=found.power is not Power.OFF, extension=extension)
+        online = found.power is not Power.OFF
+        return m.Prepared(inventory=found, online=online, extension=extension, base_readable=readable)
 
     def take_snapshot(self, command: m.TakeSnapshot) -> m.Event:
         name, uuid = command.machine.hypervisor, command.machine.uuid
@@ -201,10 +204,7 @@ class Tasks:
             self._drop_checkpoint(command, committed=found is not None)
 
         def withdraw() -> None:
-            try:
-                self._context.vault(command.vault).withdraw(command.job)
-            except VaultError as error:
-                warnings.append(f"the session could not be withdrawn from vault {command.vault}: {error}")
+            warnings.extend(self._withdraw(command.vault, command.job))
 
         steps: list[Callable[[], object]] = []
         if command.thaw:
@@ -276,7 +276,10 @@ class Tasks:
             if hypervisor is None:
                 raise UsageError("a pool belongs to a hypervisor", hint="name one with --hypervisor")
             folder = hypervisor.volume_dir(command.pool)
-        return restore.prepare(self._context.vault(command.vault), hypervisor, command, folder)
+        vault = self._context.vault(command.vault)
+        with suppress(VaultError, NoSpace):  # a vault that is full, or may only be read, can be restored from
+            vault.announce(command.job, reads=[command.point])
+        return restore.prepare(vault, hypervisor, command, folder)
 
     def restore_disk(self, command: m.RestoreDisk) -> m.Event:
         threads = self._context.config.transfer_threads
@@ -293,7 +296,19 @@ class Tasks:
             )
             publish_progress(self._app, command.job, progress)
 
-        return restore.restore_disk(self._context.vault(command.vault), command, threads, watch)
+        vault = self._context.vault(command.vault)
+        restored = restore.restore_disk(vault, command, threads, watch)
+        if command.standalone:
+            self._withdraw(command.vault, command.job)
+        return restored
+
+    def _withdraw(self, vault: str, job: str) -> list[str]:
+        """End the session of a job; what went wrong: then a sweep ends it, in days."""
+        try:
+            self._context.vault(vault).withdraw(job)
+        except StillframeError as error:
+            return [f"the session could not be withdrawn from vault {vault}: {error}"]
+        return []
 
     def define_machine(self, command: m.DefineMachine) -> m.Event:
         hypervisor = self._context.hypervisor(command.hypervisor)
@@ -301,11 +316,13 @@ class Tasks:
         if command.pool is not None:
             with suppress(HypervisorError, NotFound):  # the machine is there; libvirt sees the files at its next look
                 hypervisor.refresh_pool(command.pool)
+        self._withdraw(command.vault, command.job)
         return defined
 
     def discard(self, command: m.Discard) -> m.Event:
         hypervisor = self._context.hypervisor(command.hypervisor) if command.hypervisor else None
-        return restore.discard(hypervisor, command)
+        discarded = restore.discard(hypervisor, command)
+        return m.Discarded(warnings=[*discarded.warnings, *self._withdraw(command.vault, command.job)])
 
 
 def _disk_point(command: m.TransferDisk, done: transfer.Transferred) -> DiskPoint:

@@ -63,6 +63,7 @@ def start(job: BackupJob) -> Step:
         machine=job.machine,
         vault=job.vault,
         point=job.point,
+        base_point=job.base.id if job.base else None,
         base_checkpoint=base_checkpoint(job.base),
         base_xml=job.base.checkpoint_xml if job.base else None,
         goal=job.goal,
@@ -128,6 +129,7 @@ def _prepared(job: BackupJob, event: Prepared) -> Step:
             inventory,
             job.base,
             earlier=job.earlier,
+            base_readable=event.base_readable,
             force_full=job.force_full,
             exclude=job.exclude,
             block_size_of=lambda target: block_size_for(

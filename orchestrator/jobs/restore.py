@@ -197,6 +197,7 @@ def _discard(job: RestoreJob) -> Step:
     return job, [
         Discard(
             job=job.id,
+            vault=job.vault,
             paths=paths,
             hypervisor=job.hypervisor,
             uuid=job.uuid if job.may_define and not job.replace else None,

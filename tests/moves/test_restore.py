@@ -122,7 +122,7 @@ def test_a_stopped_restore_leaves_nothing_under_the_name(vault: Vault, tmp_path:
     with pytest.raises(Cancelled):
         restore.restore_disk(vault, ask(point, path, format), 2, stop)
     assert not path.exists()
-    restore.discard(None, Discard(job=JOB, paths=[str(path)], hypervisor=None, uuid=None))
+    restore.discard(None, Discard(job=JOB, vault="main", paths=[str(path)], hypervisor=None, uuid=None))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cache", "vault"]
 
 
@@ -131,7 +131,7 @@ def test_discard_removes_only_what_is_provably_the_jobs(vault: Vault, tmp_path: 
     ours, others = tmp_path / "ours", tmp_path / "others"
     restore.restore_disk(vault, ask(point, ours, standalone=False), 1, quiet)
     others.write_text("somebody else's, of a name that the job had wanted")
-    restore.discard(None, Discard(job=JOB, paths=[str(ours), str(others)], hypervisor=None, uuid=None))
+    restore.discard(None, Discard(job=JOB, vault="main", paths=[str(ours), str(others)], hypervisor=None, uuid=None))
     assert not ours.exists()
     assert others.exists()
 

@@ -88,6 +88,8 @@ class Prepare(Value):
     vault: str
     point: str
     """Id that the point will have."""
+    base_point: str | None = None
+    """Whose maps an incremental would inherit from; announced with the session, so that it stays."""
     base_checkpoint: str | None = None
     base_xml: str | None = None
     goal: Consistency = Consistency.CRASH
@@ -190,7 +192,8 @@ class DefineMachine(Value):
 
 
 class PrepareRestore(Value):
-    """Check point, target folder or pool, space and names, before anything is written. → RestorePrepared"""
+    """Announce the session, check point, target folder or pool, space and names, before anything is written.
+    → RestorePrepared"""
 
     kind: Literal["prepare_restore"] = "prepare_restore"
     job: str
@@ -212,10 +215,11 @@ class PrepareRestore(Value):
 
 
 class Discard(Value):
-    """Undo a restore that did not end: remove its files and its machine, nothing else. → Discarded"""
+    """Undo a restore that did not end: remove its files, its machine and its session, nothing else. → Discarded"""
 
     kind: Literal["discard"] = "discard"
     job: str
+    vault: str
     paths: list[str]
     hypervisor: str | None
     uuid: str | None
@@ -255,6 +259,8 @@ class Prepared(Value):
     online: bool
     extension: ExtensionState | None = None
     """None: nobody looked, for nothing of the guest was needed."""
+    base_readable: bool = True
+    """False: the base point is no longer in the vault, or on its way out: nothing can be inherited from it."""
 
 
 class SnapshotTaken(Value):

@@ -13,7 +13,14 @@ from datetime import datetime, timedelta
 from workers.contract.errors import Corrupt, Locked, NewerFormat, ObjectMissing
 from workers.contract.machines import Value
 from workers.vault.compact import DEAD_SHARE, Compactor
-from workers.vault.condemned import condemn, give_verdict, read_condemnations, read_verdict, verdict_name
+from workers.vault.condemned import (
+    VERDICTS,
+    condemn,
+    give_verdict,
+    read_condemnations,
+    read_verdict,
+    verdict_name,
+)
 from workers.vault.index import Packs, write_segment
 from workers.vault.mark import Marks, Use, mark, uses
 from workers.vault.packs import TARGET, pack_name, read_footer
@@ -219,8 +226,13 @@ class _Sweep:
 
     def finish_all(self) -> None:
         """Give and carry out the verdict on every condemnation that waits for nobody."""
-        for name, packs in read_condemnations(self._vault.store, self._vault.keys).items():
-            dead = read_verdict(self._vault.store, self._vault.keys, name)
+        store = self._vault.store
+        verdicts = [info.name for info in store.list(VERDICTS)]
+        standing = read_condemnations(store, self._vault.keys)
+        for orphan in set(verdicts) - set(map(verdict_name, standing)):
+            store.delete(orphan)  # its condemnation is gone, and never comes again
+        for name, packs in standing.items():
+            dead = read_verdict(store, self._vault.keys, name)
             if dead is None:
                 dead = self._judged(name, packs)
             if dead is not None:
