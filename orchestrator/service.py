@@ -45,6 +45,7 @@ from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.states import TERMINAL
 from orchestrator.plan import base_checkpoint
+from orchestrator.upkeep_desk import UpkeepDesk
 from orchestrator.vault_desk import Advance, VaultDesk
 from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view, point_view
 from workers.context import Context
@@ -84,6 +85,7 @@ class Service:
         self.guests = GuestDesk(config, catalog, self._context, lambda wanted: self._summary(wanted, disks=False))
         """What concerns guests and not jobs."""
         self.diff = DiffDesk(catalog, self._context)
+        self.upkeep = UpkeepDesk(config, self._context)
         self._running: Engine | None = None
         self.settled: list[str] = []
         """What was settled at the start."""

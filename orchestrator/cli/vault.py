@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli import sweep
 from orchestrator.cli.options import command, group
 from orchestrator.cli.output import is_terminal, moment, size
 from orchestrator.cli.run import Session
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 app = group("Vaults: contents, verification, keys.")
 keys = group("Who can open a vault: its key slots.")
 app.add_typer(keys, name="key")
+sweep.register(app)
 
 VaultArgument = Annotated[
     str | None, typer.Argument(metavar="VAULT", help="Name in the configuration; default: the default vault.")

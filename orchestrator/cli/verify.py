@@ -5,15 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.cli.output import is_terminal
 from orchestrator.cli.run import FAILED, OK, Session
 
 if TYPE_CHECKING:
-    from workers.vault.verify import Finding, Level, Progress, VerifyReport
+    from workers.vault.verify import Finding, Level, VerifyReport
 
-Advance = Callable[["Progress"], None]
+
+class At(Protocol):
+    """Where a long piece of work is."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+
+
+Advance = Callable[[At], None]
 
 _WORDS = {
     "ids": "every block is in the index",

@@ -1,0 +1,91 @@
+"""`stillframe vault sweep`: the space of what no point needs comes back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import command
+from orchestrator.cli.output import moment, size
+from orchestrator.cli.run import Session
+from orchestrator.cli.verify import advancing
+
+if TYPE_CHECKING:
+    from workers.vault.sweep import SweepReport
+
+VaultArgument = Annotated[
+    str | None, typer.Argument(metavar="VAULT", help="Name in the configuration; default: the default vault.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "sweep")(sweep_vault)
+
+
+def sweep_vault(
+    session: Session,
+    vault: VaultArgument = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go, and why.")] = False,
+    no_compact: Annotated[
+        bool, typer.Option("--no-compact", help="Leave packs alone of which a part is needed.")
+    ] = False,
+    bandwidth: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Copy no more than this a second: 20MiB for example.")
+    ] = None,
+    fence_days: Annotated[
+        int | None,
+        typer.Option(metavar="DAYS", min=0, help="Take sessions that began longer ago for dead; default: 7."),
+    ] = None,
+) -> None:
+    """Give back the space of what no point needs. Backups may run meanwhile, here or elsewhere."""
+    name = session.config.vault_name(vault)
+    with advancing(session, f"vault {name}") as advance:
+        report = session.service.upkeep.sweep(
+            name,
+            compact=not no_compact,
+            bandwidth=_bytes(bandwidth),
+            fence_days=fence_days,
+            dry_run=dry_run,
+            on_progress=advance,
+        )
+    session.out.record("sweep", {"vault": name, **report.model_dump(mode="json")})
+    for line in _lines(report):
+        session.out.say(line)
+
+
+def _bytes(words: str | None) -> int | None:
+    from orchestrator.config_file import parse_size
+    from workers.contract.errors import UsageError
+
+    try:
+        return None if words is None else parse_size(words)
+    except ValueError as error:
+        raise UsageError(f"--bandwidth: {error}") from None
+
+
+def _lines(report: SweepReport) -> list[str]:
+    """What happened, in the order in which it did; nothing is said of what did not."""
+    would = report.dry_run
+    share = f", {report.live_bytes / report.bytes:.0%} of it needed" if report.bytes else ""
+    lines = [f"{report.packs} packs of {size(report.bytes)}{share}"]
+    lines += [f"fenced    session {session}: it began too long ago to be alive" for session in report.fenced]
+    if report.compacted:
+        verb = "would copy" if would else "copied"
+        lines.append(f"compacted {report.compacted} packs of which a part is dead: {verb} {size(report.copied_bytes)}")
+    if report.skipped:
+        lines.append(f"skipped   {report.skipped} packs with damaged blocks (stillframe vault verify --full)")
+    if report.condemned:
+        verb = "would condemn" if would else "condemned"
+        lines.append(f"{verb} {report.condemned} packs of {size(report.condemned_bytes)}: no point needs them")
+    if report.removed:
+        lines.append(f"removed   {report.removed} packs of {size(report.removed_bytes)}")
+    if report.rescued:
+        lines.append(f"kept      {report.rescued} condemned packs that are needed after all")
+    if report.retained:
+        lines.append(f"retained  {report.retained} dead packs, until their lock ends")
+    for wait in report.waiting:
+        names = ", ".join(f"{one.session} on {one.host or '?'} since {moment(one.started)}" for one in wait.sessions)
+        lines.append(f"waiting   {wait.packs} packs of {size(wait.bytes)}, for: {names}")
+        lines.append("          sweep again when they have ended")
+    return lines
