@@ -11,7 +11,8 @@
     │   ├── Corrupt                   1            an object is not what was written
     │   ├── ObjectMissing             1            an object that should be there is not
     │   ├── StoreUnreachable          1     yes    an object store does not answer, or refuses us
-    │   └── Locked                    1            it may not be deleted or shortened yet, or not by one person alone
+    │   ├── Locked                    1            it may not be deleted or shortened yet, or not by one person alone
+    │   └── WrongClock                1            the clock says a time before something in the vault was made
     ├── Busy                         11     yes    somebody else works on this machine or file
     ├── HypervisorError               1     yes    libvirt or QEMU refused, or cannot be reached
     │   ├── HypervisorUnreachable     1     yes
@@ -112,6 +113,10 @@ class StoreUnreachable(VaultError):
 
 
 class Locked(VaultError):
+    pass
+
+
+class WrongClock(VaultError):
     pass
 
 

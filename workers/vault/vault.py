@@ -163,8 +163,8 @@ class Vault:
     def readable(self, point_id: str) -> bool:
         """Whether the manifest of a committed point is there, and stays as long as a session that has announced to
         read it. Raises Corrupt, NewerFormat."""
-        try:
-            return self._read_point(point_id) is not None and not trash.final(self.store, point_id)
+        try:  # in this order: if nothing was final when the session was there, the manifest stays if it is there
+            return not trash.final(self.store, point_id) and self._read_point(point_id) is not None
         except ObjectMissing:
             return False
 
@@ -209,8 +209,8 @@ class Vault:
         return found
 
     def delete_point(self, point_id: str) -> None:
-        """Remove a point's manifest, damaged or not; its blocks stay until a sweep. Raises NotFound if there is no
-        such point (a fence is not one, and stays)."""
+        """Remove a point's manifest, damaged or not: the last step of a deletion (`trash.remove_finals`). Its blocks
+        stay until a sweep. Raises NotFound if there is no such point (a fence is not one, and stays), Locked."""
         with suppress(Corrupt, NewerFormat):
             self.point(point_id)
         self.store.delete(_point_name(point_id))
@@ -286,13 +286,13 @@ class Vault:
         return version
 
     def damaged_objects(self) -> list[tuple[str, str]]:
-        """`(name, why)` of marker, key slots, keyring and sessions that cannot be read."""
+        """`(name, why)` of marker, key slots, keyring, sessions, deletions and pins that cannot be read."""
         found: list[tuple[str, str]] = []
         checks: list[tuple[str, Callable[[], object]]] = [
             (MARKER, lambda: read_marker(self.store)),
             ("keyring", lambda: read_keyring(self.store, self._master, self._keys.vault)),
         ]
-        for prefix in ("keys/", "sessions/"):
+        for prefix in ("keys/", "sessions/", trash.TRASH, trash.PINS):
             for info in self.store.list(prefix):
                 checks.append((info.name, partial(self._read_plain, info.name)))
         for name, check in checks:
