@@ -166,11 +166,8 @@ def undelete(vault: Vault, point: str, *, now: datetime, by: str) -> bool:
     if not _there(vault, point):
         raise _gone(point)
     last = _lasts(vault.store, f"{TRASH}{point}.").get(point, _Last())
-    if last.number == 0:
-        return False
-    restored = _end(vault.store, point, last.number, Outcome.RESTORED, now=now, by=by) is Outcome.RESTORED
-    _check_kept(vault, point, restored)
-    return not last.ended
+    _check_kept(vault, point, _restored(vault.store, point, last, now=now, by=by))
+    return last.number > 0 and not last.ended
 
 
 def pin(vault: Vault, point: str, *, now: datetime, by: str, reason: str) -> None:
@@ -181,8 +178,7 @@ def pin(vault: Vault, point: str, *, now: datetime, by: str, reason: str) -> Non
     store = vault.store
     store.put(PINS + point, encode_plain({"by": by, "point": point, "reason": reason, "time": now.isoformat()}))
     last = _lasts(store, f"{TRASH}{point}.").get(point, _Last())
-    restored = not last.number or _end(store, point, last.number, Outcome.RESTORED, now=now, by=by) is Outcome.RESTORED
-    _check_kept(vault, point, restored)
+    _check_kept(vault, point, _restored(store, point, last, now=now, by=by))
 
 
 def unpin(store: Store, point: str) -> bool:
@@ -190,6 +186,11 @@ def unpin(store: Store, point: str) -> bool:
     there = pin_of(store, point) is not None
     store.delete(PINS + point)
     return there
+
+
+def _restored(store: Store, point: str, last: _Last, *, now: datetime, by: str) -> bool:
+    """Take back the last deletion, if there is one; whether nothing is final."""
+    return not last.number or _end(store, point, last.number, Outcome.RESTORED, now=now, by=by) is Outcome.RESTORED
 
 
 def _check_kept(vault: Vault, point: str, restored: bool) -> None:
