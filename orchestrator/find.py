@@ -49,7 +49,7 @@ def points_of_machine(session: Session, wanted: str) -> Sequence[PointRow]:
 
 def point_named(session: Session, ref: str) -> PointRow:
     """By id or unique beginning of one, `VM@latest`, or `VM@<ISO moment>`: the newest at or before it (local time if
-    no zone is given). Raises NotFound, UsageError."""
+    no zone is given). A deleted one only by its id. Raises NotFound, UsageError."""
     machine, at, when = ref.rpartition("@")
     if at:
         return _at_moment(session, machine, when)
@@ -65,10 +65,13 @@ def point_named(session: Session, ref: str) -> PointRow:
 
 def _at_moment(session: Session, machine: str, when: str) -> PointRow:
     machines = machines_named(session, machine)
-    points = points_of(session, machines)
+    points: Sequence[PointRow] = points_of(session, machines)
     if not points:
         names = {row.name for row in seen_machines(session)}
         raise NotFound(f"no point of a machine {machine!r}", hint=_closest(machine, names))
+    points = [row for row in points if row.deleted_until is None]
+    if not points:
+        raise NotFound(f"all points of {machine} are deleted", hint=f"stillframe point list {machine} --deleted")
     where = {machines[row.machine_uuid] for row in points}
     if len(where) > 1:
         choices = ", ".join(f"{name}/{machine}@{when}" for name in sorted(where))

@@ -14,20 +14,27 @@ from workers.contract.machines import MachineRef
 from workers.contract.points import Point
 
 
+UNSAID = "pinned"
+"""Stands for the reason of a pin that has none."""
+
+
 def put_point(session: Session, vault: str, point: Point) -> None:
-    """Register a committed point; again is harmless."""
+    """Register a committed point; again is harmless. What is known of it beyond its manifest stays."""
     bare = point.model_copy(update={"definition": "", "nvram": None})
-    session.merge(
-        PointRow(
-            id=point.id,
-            vault=vault,
-            machine_uuid=point.machine.uuid,
-            machine_name=point.machine.name,
-            time=point.time,
-            has_checkpoint=any(disk.checkpoint for disk in point.disks),
-            doc=bare.model_dump_json(),
-        )
-    )
+    fields = {
+        "vault": vault,
+        "machine_uuid": point.machine.uuid,
+        "machine_name": point.machine.name,
+        "time": point.time,
+        "has_checkpoint": any(disk.checkpoint for disk in point.disks),
+        "locked_until": point.locked_until,
+        "doc": bare.model_dump_json(),
+    }
+    row = session.get(PointRow, point.id)
+    if row is None:
+        session.add(PointRow(id=point.id, **fields))
+    else:
+        row.sqlmodel_update(fields)
     session.flush()
 
 
@@ -37,7 +44,8 @@ def document(row: PointRow) -> Point:
 
 
 def newest_base(session: Session, machine_uuid: str, vault: str) -> Point | None:
-    """The newest point some of whose disks have a checkpoint. Not a damaged one: its damage would be inherited."""
+    """The newest point some of whose disks have a checkpoint. Not a damaged one: its damage would be inherited. One
+    that is deleted is whole until that is final; from then on it has no row."""
     row = session.exec(
         select(PointRow)
         .where(
@@ -81,8 +89,8 @@ def points_with_prefix(session: Session, prefix: str, limit: int = 3) -> Sequenc
 
 
 def newest_points(session: Session) -> dict[str, PointRow]:
-    """Machine UUID → its newest point."""
-    return {row.machine_uuid: row for row in points_of(session)}
+    """Machine UUID → its newest point that is not deleted."""
+    return {row.machine_uuid: row for row in points_of(session) if row.deleted_until is None}
 
 
 def remove_point(session: Session, point_id: str) -> None:
@@ -92,6 +100,18 @@ def remove_point(session: Session, point_id: str) -> None:
 def mark_damaged(session: Session, point_id: str, damage: str) -> None:
     """Empty `damage`: a later verify found it whole again."""
     session.connection().execute(update(PointRow).where(col(PointRow.id) == point_id).values(damaged=damage))
+
+
+def mark_deleted(session: Session, point_id: str, until: datetime | None, reason: str = "") -> None:
+    """Until when its deletion can be taken back; None: it is not deleted."""
+    values = {"deleted_until": until, "deleted_reason": reason}
+    session.connection().execute(update(PointRow).where(col(PointRow.id) == point_id).values(values))
+
+
+def mark_pinned(session: Session, point_id: str, reason: str | None) -> None:
+    """Why it is not to be deleted; None: it is not pinned."""
+    why = UNSAID if reason == "" else reason or ""
+    session.connection().execute(update(PointRow).where(col(PointRow.id) == point_id).values(pinned=why))
 
 
 def see_machine(session: Session, machine: MachineRef, seen: datetime | None = None) -> None:

@@ -3,22 +3,18 @@ them may be killed between two calls of the store; against a model that knows on
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.vault.faulty import FaultyStore, Plan
-from tests.vault.pictures import new_vault, point_of, reopened
-from tests.vault.stepped import Actor, SteppedStore
+from tests.vault.pictures import KEY, point_of
+from tests.vault.stepped import Actor, MemoryStore
 from workers.contract.errors import Locked, NotFound
+from workers.contract.seams import Store
 from workers.vault import Vault, trash
 
 DAY = timedelta(days=1)
@@ -28,8 +24,9 @@ LOCKED = START + 20 * DAY
 POINTS = ("p", "q")
 ROUNDS = 4
 """Of a hundred races each."""
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-"""A folder in memory, where there is one: an example makes some hundred durable objects."""
+
+
+Acts = list[tuple[str, str | int]]
 
 
 @dataclass
@@ -48,25 +45,39 @@ class Promised:
         return lambda: not running and begun == self.begun[act]
 
 
+class WatchedStore(MemoryStore):
+    """Tells which manifest is about to go."""
+
+    def __init__(self, objects: dict[str, bytes], watch: Callable[[str], None]) -> None:
+        super().__init__(Path("unused"))
+        self.objects = dict(objects)
+        self._watch = watch
+
+    def delete(self, name: str) -> None:
+        if name.startswith("points/") and name in self.objects:
+            self._watch(name.removeprefix("points/"))
+        super().delete(name)
+
+
 class Race:
     """One vault, its actors, and what they were promised."""
 
-    def __init__(self, folder: Path) -> None:
-        self.vault = reopened(folder)
-        self.folder = folder
+    def __init__(self, pristine: Vault) -> None:
+        assert isinstance(pristine.store, MemoryStore)
+        self._keys = pristine.keys
+        self.vault = self.vault_at(WatchedStore(pristine.store.objects, self.watch))
         self.promised = {point: Promised() for point in POINTS}
         self.latest = START
         """The latest time that a sweep went by."""
 
-    def seen_by(self, actor: Actor, dies: int | None) -> Vault:
-        store = FaultyStore(SteppedStore(self.vault.store, actor, self.watch), Plan(die_before=dies))
-        return Vault(store, b"", self.vault.keys, self.folder / "cache")
+    def vault_at(self, store: Store) -> Vault:
+        return Vault(store, b"", self._keys, Path("unused"))
 
-    def watch(self, call: str, name: str) -> None:
+    def actor(self, name: str, acts: Acts) -> Actor:
+        return Actor(name, self.vault.store, lambda store: act(self, self.vault_at(store), name, acts))
+
+    def watch(self, point: str) -> None:
         """A manifest goes: nobody may have been told that it stays."""
-        point = name.removeprefix("points/")
-        if call != "delete" or point not in self.promised or not self.there(point):
-            return
         told = self.promised[point]
         assert trash.final(self.vault.store, point), f"{point} goes, and its deletion is not final"
         assert not told.pinned, f"{point} goes, and it is pinned"
@@ -136,9 +147,6 @@ class Race:
         vault.withdraw(session)
 
 
-Acts = list[tuple[str, str | int]]
-
-
 def some_acts(rng: random.Random) -> Acts:
     """What one actor does, in this order: a few things, most of them to the same point as everybody else."""
     acts: Acts = []
@@ -149,13 +157,12 @@ def some_acts(rng: random.Random) -> Acts:
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pristine")
-    vault = new_vault(folder)
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Vault:
+    store = MemoryStore(tmp_path_factory.mktemp("staging"))
+    vault, _ = Vault.create(store, key=KEY, cache_dir=tmp_path_factory.mktemp("cache"))
     vault.commit(point_of("p", []))
     vault.commit(point_of("q", []).model_copy(update={"locked_until": LOCKED}))
-    vault.close()
-    return folder
+    return vault
 
 
 def act(race: Race, vault: Vault, session: str, acts: Acts) -> None:
@@ -175,32 +182,34 @@ def run_race(race: Race, rng: random.Random) -> None:
     """Some actors to their ends, in any order of their calls."""
     if rng.random() < 0.7:
         race.delete(race.vault, "p")
-    plans = [some_acts(rng) for _ in range(rng.randint(2, 4))]
-    actors = [Actor(f"a{number}") for number in range(len(plans))]
-    for actor, acts in zip(actors, plans, strict=True):
-        dies = rng.randrange(30) if rng.random() < 0.3 else None
-        actor.start(partial(act, race, race.seen_by(actor, dies), actor.name, acts))
+    actors = [race.actor(f"a{number}", some_acts(rng)) for number in range(rng.randint(2, 4))]
+    dies = {actor.name: rng.randrange(30) for actor in actors if rng.random() < 0.3}
     restless = rng.choice([0.05, 0.2, 0.5, 1.0])
     mover = rng.choice(actors)
-    while waiting := [actor for actor in actors if not actor.done]:
-        if mover.done or rng.random() < restless:
+    while waiting := [actor for actor in actors if not actor.ended]:
+        if mover.ended or rng.random() < restless:
             mover = rng.choice(waiting)
-        mover.step()
+        if len(mover.calls) == dies.get(mover.name):
+            mover.kill()
+        else:
+            step(mover)
+
+
+def step(actor: Actor) -> None:
+    actor.step()
+    if actor.error is not None:
+        raise actor.error
 
 
 @pytest.mark.parametrize("block", range(ROUNDS))
-def test_no_promise_is_broken(pristine: Path, block: int) -> None:
+def test_no_promise_is_broken(pristine: Vault, block: int) -> None:
     for seed in range(block * 100, block * 100 + 100):
-        with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-            shutil.copytree(pristine / "vault", Path(name, "vault"))
-            race = Race(Path(name))
-            try:
-                run_race(race, random.Random(seed))
-                check_end(race)
-            except AssertionError as error:
-                raise AssertionError(f"seed {seed}: {error}") from error
-            finally:
-                race.vault.close()
+        race = Race(pristine)
+        try:
+            run_race(race, random.Random(seed))
+            check_end(race)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
 
 
 MOVES: dict[str, Acts] = {
@@ -216,25 +225,20 @@ MOVES: dict[str, Acts] = {
 @pytest.mark.parametrize("deleted", [False, True])
 @pytest.mark.parametrize("other", MOVES)
 @pytest.mark.parametrize("one", MOVES)
-def test_one_between_any_two_calls_of_another(pristine: Path, one: str, other: str, deleted: bool) -> None:
+def test_one_between_any_two_calls_of_another(pristine: Vault, one: str, other: str, deleted: bool) -> None:
     for calls in range(100):
-        with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-            shutil.copytree(pristine / "vault", Path(name, "vault"))
-            race = Race(Path(name))
-            if deleted:
-                race.delete(race.vault, "p")
-            actor = Actor("one")
-            actor.start(partial(act, race, race.seen_by(actor, None), "one", MOVES[one]))
-            for _ in range(calls):
-                if not actor.done:
-                    actor.step()
-            over = actor.done
-            act(race, race.vault, "other", MOVES[other])
-            while not actor.done:
-                actor.step()
-            assert not trash.pinned(race.vault.store).keys() & trash.standing(race.vault.store).keys()
-            check_end(race)
-            race.vault.close()
+        race = Race(pristine)
+        if deleted:
+            race.delete(race.vault, "p")
+        actor = race.actor("one", MOVES[one])
+        for _ in range(calls):
+            step(actor)
+        over = actor.ended
+        act(race, race.vault, "other", MOVES[other])
+        while not actor.ended:
+            step(actor)
+        assert not trash.pinned(race.vault.store).keys() & trash.standing(race.vault.store).keys()
+        check_end(race)
         if over:
             return
 
