@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import delete, update
 from sqlmodel import Session, col, select
@@ -13,7 +14,6 @@ from workers.contract.guests import ExtensionState
 from workers.contract.machines import MachineRef
 from workers.contract.points import Point
 
-
 UNSAID = "pinned"
 """Stands for the reason of a pin that has none."""
 
@@ -21,7 +21,7 @@ UNSAID = "pinned"
 def put_point(session: Session, vault: str, point: Point) -> None:
     """Register a committed point; again is harmless. What is known of it beyond its manifest stays."""
     bare = point.model_copy(update={"definition": "", "nvram": None})
-    fields = {
+    fields: dict[str, Any] = {
         "vault": vault,
         "machine_uuid": point.machine.uuid,
         "machine_name": point.machine.name,

@@ -22,7 +22,7 @@ START = datetime(2026, 11, 23, tzinfo=UTC)
 LOCKED = START + 20 * DAY
 """Until then point `q` is locked."""
 POINTS = ("p", "q")
-ROUNDS = 4
+ROUNDS = 10
 """Of a hundred races each."""
 
 
