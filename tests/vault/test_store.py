@@ -6,6 +6,7 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,27 @@ import pytest
 from tests.vault.faulty import FaultyStore
 from workers.contract.errors import ConfigError, Corrupt, ObjectMissing, VaultError, VaultMissing
 from workers.contract.seams import ObjectInfo, Store
+from workers.vault.mirror import MirrorStore
 from workers.vault.stores import DirectoryStore, open_store
 
+KINDS: dict[str, Callable[[Path], Store]] = {
+    "directory": lambda folder: DirectoryStore(folder, create=True),
+    "faulty": lambda folder: FaultyStore(DirectoryStore(folder, create=True)),
+    "mirror": lambda folder: MirrorStore(
+        {
+            "one": lambda: DirectoryStore(folder, create=True),
+            "two": lambda: FaultyStore(DirectoryStore(folder / "../two", create=True)),
+        },
+        create=True,
+    ),
+}
 
-@pytest.fixture(params=["directory", "faulty"])
+
+@pytest.fixture(params=KINDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    inner = DirectoryStore(tmp_path / "s", create=True)
-    inner.put("vault.json", b"marker")
-    return inner if request.param == "directory" else FaultyStore(inner)
+    store = KINDS[request.param](tmp_path / "s")
+    store.put("vault.json", b"marker")
+    return store
 
 
 def names(store: Store, prefix: str) -> list[str]:

@@ -82,7 +82,7 @@ class PackBuilder:
         try:
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise _write_error(error) from error
+            raise write_error(error) from error
         try:
             self._write(header.encode())
         except BaseException:
@@ -121,12 +121,13 @@ class PackBuilder:
             while view:
                 view = view[os.write(self._fd, view) :]
         except OSError as error:
-            raise _write_error(error) from error
+            raise write_error(error) from error
         self._hash.update(data)
         self.size += len(data)
 
 
-def _write_error(error: OSError) -> NoSpace | VaultError:
+def write_error(error: OSError) -> NoSpace | VaultError:
+    """What to raise where a file that becomes a pack cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace("no space left in the vault to write a pack", hint="free space where the vault lives")
     return VaultError(f"cannot write a pack: {error.strerror or error}")
