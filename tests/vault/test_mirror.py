@@ -179,7 +179,7 @@ def test_what_is_deleted_while_it_is_copied_does_not_come_back(tmp_path: Path) -
 
     store = faulty(tmp_path, Plan(), Plan(mangle=swept))
     store.get(f"packs/{name}", 0, 10)
-    assert name not in [info.name for info in store.list("packs/")]
+    assert f"packs/{name}" not in [info.name for info in store.list("packs/")]
 
 
 def test_missing_is_only_what_every_store_says_is_missing(tmp_path: Path) -> None:
