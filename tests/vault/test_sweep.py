@@ -13,6 +13,7 @@ from tests.vault.pictures import BLOCK, KEY, PACK, backup, image, new_vault, poi
 from workers.contract.errors import StillframeError, VaultError
 from workers.contract.points import Point
 from workers.vault import MapWriter, Vault, open_store
+from workers.vault.blockmap import FANOUT
 from workers.vault.condemned import condemn, read_condemned
 from workers.vault.rebuild import rebuild_index
 from workers.vault.sweep import Settings, SweepReport, sweep
@@ -253,6 +254,29 @@ def test_a_damaged_copy_does_not_count(tmp_path: Path) -> None:
     condemn(vault.store, vault.keys, [bytes.fromhex(good.pack.removeprefix("packs/"))])
     assert sweep(vault, now=NOW, settings=WHOLE).rescued == 1
     assert good.pack in packs(vault)
+
+
+def test_a_page_is_read_once_however_many_points_share_it(tmp_path: Path) -> None:
+    """30 points of a disk of three leaf pages, the last of which differs in one block: the cost is what differs."""
+    vault, count = new_vault(tmp_path), 2 * FANOUT + 5
+    size, roots = count * BLOCK, []
+    for changed in (0, 1):
+        with vault.writer() as writer:
+            blocks = MapWriter(writer, vault.reader(), size, BLOCK, None)
+            for index in range(count):
+                blocks.set(index, writer.put((index + 1 + (changed if index == 7 else 0)).to_bytes(8, "big") * 8))
+            roots.append(blocks.finish().hex())
+            writer.finish()
+    disk = store_disk(vault, "vda", "A", None)
+    for number in range(30):
+        root = roots[number == 29]
+        vault.commit(point_of(f"p{number}", [disk.model_copy(update={"capacity": size, "root": root})]))
+    plan = Plan()
+    store = FaultyStore(open_store(f"file://{tmp_path}/vault"), plan)
+    sweep(Vault.open(store, key=KEY, cache_dir=tmp_path / "other"), now=NOW, settings=WHOLE, dry_run=True)
+    read = [name for call, name in plan.calls if call == "get" and name.startswith("packs/")]
+    headers = len(packs(vault)) - 1  # of packs that hold pages
+    assert len(read) - headers == 4 + 2
 
 
 # --- kills ---------------------------------------------------------------------------------------------------------
