@@ -71,6 +71,9 @@ class Actor:
         self.error: BaseException | None = None
         self.ended = False
         self.calls: list[str] = []
+        """Made so far."""
+        self.waits_for = ""
+        """The one that it makes when it is moved on."""
         self._kill = False
         self._go = threading.Semaphore(0)
         self._stopped = threading.Semaphore(0)
@@ -96,6 +99,7 @@ class Actor:
 
     def pause(self, call: str) -> None:
         """In the actor's thread: wait until it is told to make the call."""
+        self.waits_for = call
         self._stopped.release()
         self._go.acquire()
         if self._kill:
