@@ -256,6 +256,28 @@ def test_a_damaged_copy_does_not_count(tmp_path: Path) -> None:
     assert good.pack in packs(vault)
 
 
+def test_a_retained_pack_goes_later_and_counts_for_nothing_until_then(tmp_path: Path) -> None:
+    """Two copies of a block, both condemned, both retained: one is dead, so the other one must stay."""
+    vault, other = new_vault(tmp_path), reopened(tmp_path, cache="other")
+    with vault.writer() as first, other.writer() as second:
+        for writer in (first, second):
+            writer.put(image("A"))
+            writer.finish()
+    backup(vault, "p1", {"vda": "AB"})
+    copies = [one.pack for one in vault.index.find(vault.reader().block_id(image("A")))]
+    for name in copies:
+        vault.store.retain(name, datetime.now(UTC) + timedelta(days=1))
+        condemn(vault.store, vault.keys, [bytes.fromhex(name.removeprefix("packs/"))])
+    report = sweep(vault, now=NOW, settings=WHOLE)
+    assert (report.retained, report.rescued, report.removed) == (1, 1, 0)
+    assert {*copies} <= packs(vault)
+    for name in copies:
+        (tmp_path / "vault" / name).chmod(0o600)
+    assert sweep(vault, now=NOW, settings=WHOLE).removed == 1
+    assert content_of(vault) == {"p1": image("AB")}
+    settled(vault)
+
+
 def test_a_page_is_read_once_however_many_points_share_it(tmp_path: Path) -> None:
     """30 points of a disk of three leaf pages, the last of which differs in one block: the cost is what differs."""
     vault, count = new_vault(tmp_path), 2 * FANOUT + 5
