@@ -77,6 +77,21 @@ def test_first_backup_makes_a_point_and_a_checkpoint() -> None:
     assert set(world.checkpoints) == {"sf-job-p1"}
 
 
+def test_a_base_that_has_left_the_vault_is_not_inherited_from() -> None:
+    """Its checkpoint, which no point refers to any more, goes once the new point is there."""
+    world = World()
+    run_backup(world, "p1")
+    job = new_job(world, "p2")
+    assert job.base is not None
+    del world.points["p1"]
+    job, sent = run(world, job)
+    assert job.state is S.SUCCEEDED
+    reasons = {(disk.mode, disk.reason) for disk in world.points["p2"].disks}
+    assert reasons == {(Mode.FULL, "the point to go on from has been deleted from the vault")}
+    assert not [one for one in sent if isinstance(one, TransferDisk) and one.plan.base_root]
+    assert set(world.checkpoints) == {"sf-job-p2"}
+
+
 def test_incremental_moves_the_checkpoint_on_only_after_the_commit() -> None:
     world = World()
     run_backup(world, "p1")

@@ -132,7 +132,12 @@ class World:
     def _prepare(self, command: Prepare) -> Event:
         self.sessions.add(command.job)
         inventory = self.inventory(command.base_checkpoint)
-        return Prepared(inventory=inventory, online=self.power is not Power.OFF, extension=self.extension)
+        return Prepared(
+            inventory=inventory,
+            online=self.power is not Power.OFF,
+            extension=self.extension,
+            base_readable=command.base_point is None or command.base_point in self.points,
+        )
 
     def _take_snapshot(self, command: TakeSnapshot) -> Event:
         """Also where it fails half-way, everything that it can have left is there (see `half_snapshot`)."""
