@@ -64,11 +64,22 @@ def _bytes(words: str | None) -> int | None:
         raise UsageError(f"--bandwidth: {error}") from None
 
 
+def _ids(points: list[str]) -> str:
+    more = f" and {len(points) - 5} more" if len(points) > 5 else ""
+    return ", ".join(point[:8] for point in points[:5]) + more
+
+
 def _lines(report: SweepReport) -> list[str]:
     """What happened, in the order in which it did; nothing is said of what did not."""
     would = report.dry_run
     share = f", {report.live_bytes / report.bytes:.0%} of it needed" if report.bytes else ""
     lines = [f"{report.packs} packs of {size(report.bytes)}{share}"]
+    if report.clock:
+        lines.append(report.clock)
+    if report.final:
+        verb = "would become" if would else "became"
+        lines.append(f"deleted   {len(report.final)} points, whose deletion {verb} final: {_ids(report.final)}")
+    lines += [f"waiting   point {one.point[:8]}, deleted: {one.waits}" for one in report.gone if one.waits]
     lines += [f"fenced    session {session}: it began too long ago to be alive" for session in report.fenced]
     if report.compacted:
         verb = "would copy" if would else "copied"

@@ -24,9 +24,8 @@ from workers.contract.errors import StillframeError
 from workers.contract.points import DiskPoint, Mode, Point
 from workers.contract.seams import Store
 from workers.vault import MapWriter, Vault
-from workers.vault.sealing import encode_plain
 from workers.vault.sweep import Settings, sweep
-from workers.vault.trash import final
+from workers.vault.trash import delete, final, finalise, remove_finals
 
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
 SMALL = 3 * BLOCK
@@ -101,11 +100,11 @@ class World:
         point = self.rng.choice(sorted(committed))
 
         def work(store: Store) -> None:
-            store.put(f"trash/{point}.1", encode_plain({"point": point}))
-            store.put(f"trash/{point}.1.end", encode_plain({"outcome": "final"}))
             vault = self.vault(store, "h1")
-            if not any(one.reads is None or point in one.reads for one in vault.sessions()):
-                vault.store.delete(f"points/{point}")
+            delete(vault, point, now=LATER, until=LATER, by="anna", reason="a test")
+            if self.rng.random() < 0.5:
+                finalise(vault, LATER)
+                remove_finals(vault)
 
         self.others.append(Actor("delete", self.store, work))
 
@@ -224,8 +223,6 @@ def settle(found: World) -> None:
     for session in vault.sessions():
         vault.settle(session.point)
         vault.withdraw(session.session)
-    for point in [one.id for one in vault.points() if final(found.store, one.id)]:
-        found.store.delete(f"points/{point}")
     for _ in range(2):
         report = sweep(vault, now=LATER, settings=Settings(compact=False))
     assert report.waiting == []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 from datetime import datetime, timedelta
 
-from workers.contract.errors import Corrupt, Locked, NewerFormat, ObjectMissing
+from workers.contract.errors import Corrupt, Locked, NewerFormat, ObjectMissing, WrongClock
 from workers.contract.machines import Value
 from workers.vault.compact import DEAD_SHARE, Compactor
 from workers.vault.condemned import (
@@ -25,6 +25,7 @@ from workers.vault.index import Packs, write_segment
 from workers.vault.mark import Marks, Use, mark, uses
 from workers.vault.packs import TARGET, pack_name, read_footer
 from workers.vault.sessions import SessionInfo
+from workers.vault.trash import Removal, finalise, remove_finals, standing
 from workers.vault.vault import Vault
 
 FENCE_AFTER = timedelta(days=7)
@@ -54,6 +55,12 @@ class SweepReport(Value):
     bytes: int = 0
     """All packs of the vault, before."""
     live_bytes: int = 0
+    clock: str = ""
+    """Why this host's clock is not believed: then no deletion becomes final, and no session is fenced."""
+    final: list[str] = []
+    """Points whose deletion became final, or would."""
+    gone: list[Removal] = []
+    """Points whose deletion is final: removed now, or what they wait for."""
     fenced: list[str] = []
     """Sessions taken for dead."""
     compacted: int = 0
@@ -91,11 +98,10 @@ def sweep(
     dry_run: bool = False,
     on_progress: OnProgress = lambda _: None,
 ) -> SweepReport:
-    """Remove what can be removed, condemn what cannot be yet. `now` only decides which sessions are fenced. Raises
-    VaultError if a point cannot be read: nothing is condemned or removed then."""
+    """Remove what can be removed, condemn what cannot be yet. `now` only decides which deletions become final, and
+    which sessions are fenced. Raises VaultError if a point cannot be read: no pack is condemned or removed then."""
     run = _Sweep(vault, settings or Settings(), on_progress, dry_run=dry_run)
-    if not dry_run:
-        run.fence(now)
+    run.bury(now)
     run.condemn()
     if not dry_run:
         run.finish_all()
@@ -122,9 +128,23 @@ class _Sweep:
         assert isinstance(found, int)
         self._found[key] = found + value
 
-    # --- sessions ----------------------------------------------------------------------------------------------------
+    # --- points and sessions -----------------------------------------------------------------------------------------
 
-    def fence(self, now: datetime) -> None:
+    def bury(self, now: datetime) -> None:
+        """Make deletions final whose time is over, fence dead sessions, remove what nobody reads any more."""
+        if self._dry_run:
+            due = [one.point for one in standing(self._vault.store).values() if one.until <= now]
+            self._found["final"] = due
+            return
+        try:
+            self._found["final"] = [one.point for one in finalise(self._vault, now)]
+        except WrongClock as error:
+            self._found["clock"] = str(error)
+        else:
+            self._fence(now)
+        self._found["gone"] = remove_finals(self._vault)
+
+    def _fence(self, now: datetime) -> None:
         """End sessions that are too old to be alive. One that can still commit is fenced first: it never will."""
         fenced = []
         for session in self._vault.sessions():
