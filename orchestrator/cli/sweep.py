@@ -64,6 +64,10 @@ def _bytes(words: str | None) -> int | None:
         raise UsageError(f"--bandwidth: {error}") from None
 
 
+def _packs(count: int) -> str:
+    return f"{count} pack{'' if count == 1 else 's'}"
+
+
 def _ids(points: list[str]) -> str:
     more = f" and {len(points) - 5} more" if len(points) > 5 else ""
     return ", ".join(point[:8] for point in points[:5]) + more
@@ -73,30 +77,32 @@ def _lines(report: SweepReport) -> list[str]:
     """What happened, in the order in which it did; nothing is said of what did not."""
     would = report.dry_run
     share = f", {report.live_bytes / report.bytes:.0%} of it needed" if report.bytes else ""
-    lines = [f"{report.packs} packs of {size(report.bytes)}{share}"]
+    lines = [f"{_packs(report.packs)} of {size(report.bytes)}{share}"]
     if report.clock:
         lines.append(report.clock)
     if report.final:
-        verb = "would become" if would else "became"
-        lines.append(f"deleted   {len(report.final)} points, whose deletion {verb} final: {_ids(report.final)}")
+        verb, plural = "would become" if would else "became", "" if len(report.final) == 1 else "s"
+        lines.append(f"deleted   {len(report.final)} point{plural}, whose deletion {verb} final: {_ids(report.final)}")
     lines += [f"waiting   point {one.point[:8]}, deleted: {one.waits}" for one in report.gone if one.waits]
     lines += [f"fenced    session {session}: it began too long ago to be alive" for session in report.fenced]
     if report.compacted:
         verb = "would copy" if would else "copied"
-        lines.append(f"compacted {report.compacted} packs of which a part is dead: {verb} {size(report.copied_bytes)}")
+        lines.append(
+            f"compacted {_packs(report.compacted)} of which a part is dead: {verb} {size(report.copied_bytes)}"
+        )
     if report.skipped:
-        lines.append(f"skipped   {report.skipped} packs with damaged blocks (stillframe vault verify --full)")
+        lines.append(f"skipped   {_packs(report.skipped)} with damaged blocks (stillframe vault verify --full)")
     if report.condemned:
         verb = "would condemn" if would else "condemned"
-        lines.append(f"{verb} {report.condemned} packs of {size(report.condemned_bytes)}: no point needs them")
+        lines.append(f"{verb} {_packs(report.condemned)} of {size(report.condemned_bytes)}: no point needs them")
     if report.removed:
-        lines.append(f"removed   {report.removed} packs of {size(report.removed_bytes)}")
+        lines.append(f"removed   {_packs(report.removed)} of {size(report.removed_bytes)}")
     if report.rescued:
-        lines.append(f"kept      {report.rescued} condemned packs that are needed after all")
+        lines.append(f"kept      {report.rescued} condemned that are needed after all")
     if report.retained:
-        lines.append(f"retained  {report.retained} dead packs, until their lock ends")
+        lines.append(f"retained  {_packs(report.retained)} that nobody needs, until their lock ends")
     for wait in report.waiting:
         names = ", ".join(f"{one.session} on {one.host or '?'} since {moment(one.started)}" for one in wait.sessions)
-        lines.append(f"waiting   {wait.packs} packs of {size(wait.bytes)}, for: {names}")
+        lines.append(f"waiting   {_packs(wait.packs)} of {size(wait.bytes)}, for: {names}")
         lines.append("          sweep again when they have ended")
     return lines

@@ -10,7 +10,7 @@ disk size. Whatever cannot be read stops the marking, since nobody knows what it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -89,16 +89,16 @@ OnPoint = Callable[[int, int], None]
 """Points walked, of how many."""
 
 
-def mark(vault: Vault, marks: Marks, on_point: OnPoint) -> None:
-    """Walk every point of the vault that `marks` does not know yet. Raises VaultError if one of them, or a page of its
-    maps, cannot be read."""
+def mark(vault: Vault, marks: Marks, on_point: OnPoint, *, without: Collection[str] = ()) -> None:
+    """Walk every point of the vault, but those of `without`, that `marks` does not know yet. Raises VaultError if one
+    of them, or a page of its maps, cannot be read."""
     if damaged := vault.damaged_points():
         name, why = damaged[0]
         raise VaultError(
             f"point {name} cannot be read, so nobody knows what it needs: {why}",
             hint=f"stillframe vault repair; or give the point up: stillframe point delete {name}",
         )
-    points = [point for point in vault.points() if point.id not in marks.points]
+    points = [point for point in vault.points() if point.id not in marks.points and point.id not in without]
     with ThreadPoolExecutor(READERS, thread_name_prefix="mark") as pool:
         for done, point in enumerate(points):
             on_point(done, len(points))

@@ -25,7 +25,7 @@ from workers.vault.index import Packs, write_segment
 from workers.vault.mark import Marks, Use, mark, uses
 from workers.vault.packs import TARGET, pack_name, read_footer
 from workers.vault.sessions import SessionInfo
-from workers.vault.trash import Removal, finalise, remove_finals, standing
+from workers.vault.trash import Removal, finalise, finals, remove_finals, standing
 from workers.vault.vault import Vault
 
 FENCE_AFTER = timedelta(days=7)
@@ -118,7 +118,8 @@ class _Sweep:
         self._found: dict[str, object] = {"dry_run": dry_run}
         self._dry_run = dry_run
         self._waiting: list[Waiting] = []
-        self._live_packs: set[bytes] = set()
+        self._would_go: set[str] = set()
+        """Of a dry run: points that a real one would remove first."""
 
     def report(self) -> SweepReport:
         return SweepReport.model_validate({**self._found, "waiting": self._waiting})
@@ -135,6 +136,7 @@ class _Sweep:
         if self._dry_run:
             due = [one.point for one in standing(self._vault.store).values() if one.until <= now]
             self._found["final"] = due
+            self._would_go = {*due, *finals(self._vault.store)}
             return
         try:
             self._found["final"] = [one.point for one in finalise(self._vault, now)]
@@ -166,7 +168,13 @@ class _Sweep:
         }
         vault.index.refresh()
         self._index_the_unindexed(condemned)
-        mark(vault, self._marks, lambda done, total: self._tell(Progress(stage="points", done=done, total=total)))
+        tell = self._tell
+        mark(
+            vault,
+            self._marks,
+            lambda done, total: tell(Progress(stage="points", done=done, total=total)),
+            without=self._would_go,
+        )
         before = vault.index.numbered()
         fit = {number for number, digest in before.items() if digest in self._sizes and digest not in condemned}
         found = uses(vault.index, self._marks, fit)
@@ -204,7 +212,9 @@ class _Sweep:
             # Beside a writer these are most likely its own, about to be indexed.
             dead |= self._sizes.keys() - found.keys() - earlier
         sparse = self._sparse(found, earlier)
-        if not self._dry_run:
+        if self._dry_run:
+            self._found |= {"compacted": len(sparse), "copied_bytes": sum(found[digest].needed for digest in sparse)}
+        else:
             sparse = self._compacted(sparse)
         chosen = dead | set(sparse)
         if chosen and not self._dry_run:
