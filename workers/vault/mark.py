@@ -44,6 +44,7 @@ class Marks:
     """Live blocks, as far as points were walked."""
 
     points: set[str] = field(default_factory=set)
+    """Ids of those that are done, and of aborted markers."""
     pages: set[bytes] = field(default_factory=set)
     _live: Prefixes = field(default_factory=lambda: np.empty(0, np.uint64))
     _pending: list[Prefixes] = field(default_factory=list)
@@ -92,19 +93,20 @@ OnPoint = Callable[[int, int], None]
 def mark(vault: Vault, marks: Marks, on_point: OnPoint, *, without: Collection[str] = ()) -> None:
     """Walk every point of the vault, but those of `without`, that `marks` does not know yet. Raises VaultError if one
     of them, or a page of its maps, cannot be read."""
-    if damaged := vault.damaged_points():
-        name, why = damaged[0]
-        raise VaultError(
-            f"point {name} cannot be read, so nobody knows what it needs: {why}",
-            hint=f"stillframe vault repair; or give the point up: stillframe point delete {name}",
-        )
-    points = [point for point in vault.points() if point.id not in marks.points and point.id not in without]
+    waiting = [one for one in vault.point_ids() if one not in marks.points and one not in without]
     with ThreadPoolExecutor(READERS, thread_name_prefix="mark") as pool:
-        for done, point in enumerate(points):
-            on_point(done, len(points))
-            _walk_point(vault, point, marks, pool)
-            marks.points.add(point.id)
-    on_point(len(points), len(points))
+        for done, point_id in enumerate(waiting):
+            on_point(done, len(waiting))
+            found = vault.manifest(point_id)
+            if isinstance(found, str):
+                raise VaultError(
+                    f"point {point_id} cannot be read, so nobody knows what it needs: {found}",
+                    hint=f"stillframe vault repair; or give the point up: stillframe point delete {point_id}",
+                )
+            if found is not None:
+                _walk_point(vault, found, marks, pool)
+            marks.points.add(point_id)
+    on_point(len(waiting), len(waiting))
 
 
 def _walk_point(vault: Vault, point: Point, marks: Marks, pool: ThreadPoolExecutor) -> None:

@@ -190,13 +190,13 @@ class Vault:
 
     def points(self) -> Iterator[Point]:
         """Committed points, by name; damaged ones are passed over (see `damaged_points`)."""
-        for _, found in self._all_points():
-            if isinstance(found, Point):
+        for point_id in self.point_ids():
+            if isinstance(found := self.manifest(point_id), Point):
                 yield found
 
     def damaged_points(self) -> list[tuple[str, str]]:
         """`(id, why)` of manifests that cannot be read."""
-        return [(name, found) for name, found in self._all_points() if isinstance(found, str)]
+        return [(one, found) for one in self.point_ids() if isinstance(found := self.manifest(one), str)]
 
     def point(self, point_id: str) -> Point:
         """Raises NotFound, Corrupt, NewerFormat."""
@@ -215,15 +215,18 @@ class Vault:
             self.point(point_id)
         self.store.delete(_point_name(point_id))
 
-    def _all_points(self) -> Iterator[tuple[str, Point | str | None]]:
-        for info in self.store.list("points/"):
-            name = info.name.removeprefix("points/")
-            try:
-                yield name, self._read_point(name)
-            except ObjectMissing:
-                continue
-            except (Corrupt, NewerFormat, NotFound) as error:
-                yield name, str(error)
+    def point_ids(self) -> list[str]:
+        """Of all manifests and markers, by name."""
+        return [info.name.removeprefix("points/") for info in self.store.list("points/")]
+
+    def manifest(self, point_id: str) -> Point | str | None:
+        """A committed point; or why it cannot be read; or None for an aborted marker, and for one that is gone."""
+        try:
+            return self._read_point(point_id)
+        except ObjectMissing:
+            return None
+        except (Corrupt, NewerFormat, NotFound) as error:
+            return str(error)
 
     def _seal_point(self, point_id: str, content: dict[str, Any]) -> bytes:
         plain = json.dumps(content).encode()
