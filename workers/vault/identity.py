@@ -53,6 +53,7 @@ def read_marker(store: Store) -> str:
     vault_id = fields.get("id")
     if (
         fields.get("stillframe") != "vault"
+        or fields["format"] < 1
         or not isinstance(vault_id, str)
         or not re.fullmatch("[0-9a-f]{32}", vault_id)
     ):
@@ -90,9 +91,17 @@ def read_keyring(store: Store, master: bytes, vault: bytes) -> Keyring:
     data: dict[int, bytes] = {}
     id_keys: set[bytes] = set()
     for info in store.list("keyring/"):
-        fields = json.loads(open_object(KEYRING, {0: master}, vault, info.name, store.get(info.name)))
-        data[int(fields["version"])] = bytes.fromhex(fields["data_key"])
-        id_keys.add(bytes.fromhex(fields["id_key"]))
+        plain = open_object(KEYRING, {0: master}, vault, info.name, store.get(info.name))
+        try:
+            fields = json.loads(plain)
+            version = fields["version"]
+            right = info.name == f"keyring/{version:08d}"
+            data[version] = bytes.fromhex(fields["data_key"])
+            id_keys.add(bytes.fromhex(fields["id_key"]))
+        except (KeyError, TypeError, ValueError, RecursionError):
+            right = False
+        if not right:
+            raise Corrupt(f"{info.name} does not hold the keys of its version")
     if len(id_keys) != 1:
         raise Corrupt("the vault's keyring is missing or contradicts itself")
     return Keyring(vault, data, id_keys.pop())

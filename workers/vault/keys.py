@@ -29,7 +29,8 @@ _PHRASE_SIZE = 25
 _DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _CHECKS = _DIGITS + "*~$=U"
 _ARGON2ID = {"iterations": 3, "lanes": 4, "memory_kib": 64 << 10}
-_ARGON2ID_LIMITS = {"iterations": 64, "lanes": 64, "memory_kib": 4 << 20}
+_ARGON2ID_LIMITS = {"iterations": 64, "lanes": 64, "memory_kib": 128 << 10}
+"""Beyond these a slot is refused: whoever can write to the store could otherwise have us fill our memory."""
 
 
 class SlotInfo(Value):
@@ -208,8 +209,8 @@ def _kek(kdf: dict[str, Any], secret: bytes, slot: str) -> bytes:
         return derive(secret, salt, b"stillframe slot")
     if kdf["name"] != "argon2id":
         raise Corrupt(f"key slot {slot} uses {kdf['name']!r}, which this Stillframe does not know")
-    cost = {name: int(kdf[name]) for name in _ARGON2ID}
-    if any(not 0 < value <= _ARGON2ID_LIMITS[name] for name, value in cost.items()):
+    cost = {name: kdf[name] for name in _ARGON2ID}
+    if any(type(value) is not int or not 0 < value <= _ARGON2ID_LIMITS[name] for name, value in cost.items()):
         raise Corrupt(f"key slot {slot} asks for more work than any slot of ours")
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id  # needs cryptography 44
 

@@ -20,10 +20,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from workers.contract.errors import Corrupt, NoSpace, VaultError
 from workers.contract.seams import Store
-from workers.vault.sealing import HEADER_SIZE, PACK, TAG, Keyring, new_header, object_cipher, parse_header
+from workers.vault.sealing import HEADER_SIZE, PACK, SEALED_LIMIT, TAG, Keyring, new_header, object_cipher, parse_header
 
 TARGET = 64 << 20
 """Bytes at which a pack is closed."""
+MOST_ENTRIES = 65_536
+"""Blocks at which a pack is closed, however small they became: a footer is read whole."""
+LARGEST_BLOCK = 4 << 20
 DATA, PAGE, _FOOTER = 0, 1, 255
 RAW, ZSTD = 0, 1
 ZERO_ID = bytes(32)
@@ -148,6 +151,8 @@ def read_footer(store: Store, name: str, size: int, keys: Keyring) -> list[Entry
     offset, stored, count, tail = _TRAILER.unpack(store.get(name, end, _TRAILER.size))
     if tail != _TAIL or offset + stored != end or stored != count * ENTRY_SIZE + TAG or offset < HEADER_SIZE:
         raise Corrupt(f"{name} does not end as it should")
+    if stored > SEALED_LIMIT:
+        raise Corrupt(f"{name} has a footer of {stored} bytes, and {SEALED_LIMIT} are the most that can be")
     sealed = store.get(name, offset, stored)
     try:
         plain = cipher.decrypt(nonce(offset), sealed, aad(keys.vault, _FOOTER, RAW, ZERO_ID, stored - TAG))

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from workers.contract.errors import Corrupt, ObjectMissing
 from workers.contract.seams import Store
 from workers.vault.index import Index, Location
-from workers.vault.packs import DATA, PAGE, RAW, ZERO_ID, ZSTD, aad, nonce, pack_cipher
-from workers.vault.sealing import Keyring
+from workers.vault.packs import DATA, LARGEST_BLOCK, PAGE, RAW, ZERO_ID, ZSTD, aad, nonce, pack_cipher
+from workers.vault.sealing import TAG, Keyring, decompressed
 from workers.vault.writer import is_zero
 
 _PAGES = 256
@@ -111,6 +111,8 @@ class BlockReader:
         where = f"block {entry.id.hex()[:16]}… in {name}"
         if entry.kind != kind:
             raise Corrupt(f"{where} is of another kind than was asked for")
+        if entry.plain > LARGEST_BLOCK or entry.stored > entry.plain + TAG:
+            raise Corrupt(f"{where} is larger than a block can be")
         cipher = self._ciphers.get(name, lambda: pack_cipher(self._store, name, self._keys))
         sealed = self._store.get(name, entry.offset, entry.stored)
         try:
@@ -118,7 +120,7 @@ class BlockReader:
                 nonce(entry.offset), sealed, aad(self._keys.vault, kind, entry.codec, entry.id, entry.plain)
             )
             if entry.codec == ZSTD:
-                data = self._lane.decompressor.decompress(data, max_output_size=entry.plain)
+                data = decompressed(self._lane.decompressor, data, entry.plain)
             elif entry.codec != RAW:
                 raise Corrupt(f"{where} has codec {entry.codec}, which this Stillframe does not know")
         except (InvalidTag, ValueError, zstandard.ZstdError):

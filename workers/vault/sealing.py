@@ -12,6 +12,7 @@ import json
 import secrets
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from workers.contract.errors import Corrupt, NewerFormat
+from workers.contract.errors import Corrupt, NewerFormat, VaultError
 
 FORMAT = 1
 TAG = 16
@@ -30,6 +31,8 @@ _HEADER = struct.Struct(">8sII16s32s")
 HEADER_SIZE = _HEADER.size
 PLAIN_LIMIT = 64 << 10
 """Bytes of the largest plain object."""
+SEALED_LIMIT = 16 << 20
+"""Bytes of the largest plaintext of a sealed object: what decoding it can cost stays below 256 MiB."""
 
 KEYRING = b"SFKRING\0"
 PACK = b"SFPACK\0\0"
@@ -114,7 +117,11 @@ def object_cipher(header: Header, keys: Mapping[int, bytes], what: str) -> AESGC
 
 
 def seal_object(magic: bytes, keys: Mapping[int, bytes], vault: bytes, name: str, plain: bytes) -> bytes:
-    """A sealed object under the newest of `keys`; `name` is authenticated (empty for index segments)."""
+    """A sealed object under the newest of `keys`; `name` is authenticated (empty for index segments). Raises
+    VaultError for more than readers accept."""
+    if len(plain) > SEALED_LIMIT:
+        what = name or "an object"
+        raise VaultError(f"{what} would hold {len(plain)} bytes, and {SEALED_LIMIT} are the most that readers accept")
     header = new_header(magic, max(keys), vault)
     cipher = object_cipher(header, keys, name)
     raw = header.encode()
@@ -130,9 +137,19 @@ def open_object(
     cipher = object_cipher(header, keys, what)
     try:
         packed = cipher.decrypt(NONCE, data[HEADER_SIZE:], data[:HEADER_SIZE] + name.encode())
-        return zstandard.ZstdDecompressor().decompress(packed)
+        return decompressed(zstandard.ZstdDecompressor(), packed, SEALED_LIMIT)
     except (InvalidTag, ValueError, zstandard.ZstdError):
         raise Corrupt(f"{what} is not what was written") from None
+
+
+def decompressed(decompressor: zstandard.ZstdDecompressor, packed: bytes, limit: int) -> bytes:
+    """The content of one zstd frame, of at most `limit` bytes. Raises ValueError, ZstdError.
+
+    What a frame says of its size is allocated before a byte of it is looked at, so it is looked at first."""
+    size = zstandard.frame_content_size(packed)
+    if not 0 <= size <= limit:
+        raise ValueError(f"a frame of {size} bytes, where at most {limit} can be")
+    return decompressor.decompress(packed, allow_extra_data=False)
 
 
 def encode_plain(fields: Mapping[str, Any]) -> bytes:
@@ -142,13 +159,14 @@ def encode_plain(fields: Mapping[str, Any]) -> bytes:
 
 def decode_plain(data: bytes, what: str) -> dict[str, Any]:
     """Raises Corrupt."""
-    try:
+    fields, right = None, False
+    # Nesting that can just be parsed may be too deep to be written again for the sum.
+    with suppress(ValueError, RecursionError):
         fields = json.loads(data) if len(data) <= PLAIN_LIMIT else None
-    except (ValueError, RecursionError):
-        fields = None
+        right = isinstance(fields, dict) and fields.pop("sum", None) == _sum(fields)
     if not isinstance(fields, dict):
         raise Corrupt(f"{what} is not what was written")
-    if fields.pop("sum", None) != _sum(fields):
+    if not right:
         raise Corrupt(f"{what} is not what was written: its check sum is wrong")
     return fields
 

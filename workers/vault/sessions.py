@@ -67,11 +67,14 @@ def withdraw(store: Store, session: str) -> None:
 def read_session(store: Store, name: str) -> SessionInfo | None:
     """None: it has ended. Raises Corrupt."""
     try:
-        return SessionInfo.model_validate(decode_plain(store.get(name), name))
+        found = SessionInfo.model_validate(decode_plain(store.get(name), name))
     except ObjectMissing:
         return None
     except ValidationError:
         raise Corrupt(f"{name} is not a session") from None
+    if name != SESSIONS + found.session:
+        raise Corrupt(f"{name} is the session of {found.session}")
+    return found
 
 
 def sessions(store: Store) -> Iterator[SessionInfo]:

@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from workers.contract.errors import (
     Corrupt,
     NewerFormat,
@@ -34,11 +32,11 @@ from workers.vault.condemned import read_condemned
 from workers.vault.identity import add_keyring, check_empty, read_keyring, read_marker, write_marker
 from workers.vault.index import Index
 from workers.vault.keys import KEY_SIZE, SlotInfo, format_phrase, make_slot, read_slots, unwrap
+from workers.vault.manifest import decode_manifest
 from workers.vault.packs import TARGET
 from workers.vault.reader import BlockReader
 from workers.vault.sealing import (
     POINT,
-    UPGRADE,
     Keyring,
     decode_plain,
     open_object,
@@ -48,8 +46,6 @@ from workers.vault.sessions import SessionInfo, announce, sessions, withdraw
 from workers.vault.stores import MARKER
 from workers.vault.writer import BlockWriter
 
-_SCHEMA_VERSION = 2
-"""Of `Point`."""
 _POINT_ID = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
@@ -235,19 +231,8 @@ class Vault:
     def _read_point(self, point_id: str) -> Point | None:
         """None for an aborted marker. Raises ObjectMissing, Corrupt, NewerFormat."""
         name = _point_name(point_id)
-        content = json.loads(open_object(POINT, self._keys.data, self._keys.vault, name, self.store.get(name)))
-        if "aborted" in content:
-            return None
-        fields = content.get("point", {})
-        if fields.get("schema_version", 0) > _SCHEMA_VERSION:
-            raise NewerFormat(f"{name} was written by a newer Stillframe", hint=UPGRADE)
-        try:
-            point = Point.model_validate_json(json.dumps(fields))
-        except ValidationError as error:
-            raise Corrupt(f"{name} does not describe a point: {error.error_count()} mistakes") from None
-        if point.id != point_id:
-            raise Corrupt(f"{name} describes another point")
-        return point
+        plain = open_object(POINT, self._keys.data, self._keys.vault, name, self.store.get(name))
+        return decode_manifest(plain, point_id, name)
 
     # --- keys ------------------------------------------------------------------------------------------------------
 
