@@ -87,6 +87,7 @@ def bombs() -> Iterator[tuple[str, partial[None]]]:
     yield "a segment that does not say how much", partial(opened, INDEX, "", zeroes(GIB, told=False))
     yield "a point that claims 3 GiB", partial(opened, POINT, f"points/{POINT_ID}", claims)
     yield "a block that becomes 1 GiB", partial(block, zeroes(GIB, told=True), 4096)
+    yield "a block that becomes 1 GiB, as its entry says", partial(block, zeroes(GIB, told=True), GIB)
     yield "a block that claims 3 GiB", partial(block, claims, 3 * GIB)
     yield "a block that takes 3 GiB", partial(block, b"x", 4096, 3 * GIB)
     yield "a footer of 60 million blocks", partial(footer, 60_000_000)

@@ -202,11 +202,18 @@ def _marker(data: bytes) -> object:
     return read_marker(MemoryStore({"vault.json": data}))
 
 
-def _slot(data: bytes) -> object:
-    name = "keys/" + json.loads(_plain_seeds()["slot"])["id"]
+def _slot(data: bytes, *, of: str = "slot") -> object:
+    name = "keys/" + json.loads(_plain_seeds()[of])["id"]
     store = MemoryStore({name: data})
     list(read_slots(store))
-    return unwrap(store, VAULT.hex(), key=b"s" * 32, passphrase=None)
+    return unwrap(store, VAULT.hex(), key=b"s" * 32, passphrase=b"p")
+
+
+def _stretched() -> bytes:
+    """A passphrase's slot, as cheap as can be, for a passphrase that nobody has."""
+    kdf = {"name": "argon2id", "salt": "00" * 16, "iterations": 1, "lanes": 1, "memory_kib": 8}
+    fields = {"id": "0" * 16, "kind": "passphrase", "created": "2026-11-22T02:00:00Z", "kdf": kdf, "wrapped": "00" * 48}
+    return encode_plain(fields)
 
 
 def _session(data: bytes) -> object:
@@ -226,6 +233,7 @@ def _plain_seeds() -> dict[str, bytes]:
     return {
         "marker": store.get("vault.json"),
         "slot": store.get(f"keys/{slot.id}"),
+        "stretched slot": _stretched(),
         "session": store.get("sessions/job"),
         "trash": encode_plain({"by": "me", "outcome": "final", "time": "2026-11-22T02:00:00+00:00"}),
     }
@@ -262,6 +270,7 @@ def decoders() -> dict[str, Decoder]:
     for name, decode in (("marker", _marker), ("slot", _slot), ("session", _session), ("trash", _trash)):
         found[f"{name} as found"] = Decoder(decode, [seeds[name]], [decode(seeds[name])])
         found[name] = Decoder(partial(_summed, decode), [seeds[name]])
+    found["stretched slot"] = Decoder(partial(_summed, partial(_slot, of="stretched slot")), [seeds["stretched slot"]])
     found["plain"] = Decoder(lambda data: decode_plain(data, "an object"), list(seeds.values()))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ from hypothesis import strategies as st
 from tests.fuzz.decoders import decoders
 
 DECODERS = decoders()
-JSON = [name for name in DECODERS if name in ("keyring", "manifest", "marker", "slot", "session", "trash", "plain")]
+JSON = [
+    name
+    for name in DECODERS
+    if name in ("keyring", "manifest", "marker", "slot", "stretched slot", "session", "trash", "plain")
+]
 
 
 @st.composite
@@ -60,20 +65,36 @@ def test_what_we_wrote_is_accepted() -> None:
     """Else the tests above would pass with decoders that refuse everything."""
     for name, decoder in DECODERS.items():
         for seed in decoder.seeds:
-            found = decoder.decode(seed)
-            assert decoder.genuine is None or found in decoder.genuine, name
+            if name != "stretched slot":  # nobody has its passphrase
+                found = decoder.decode(seed)
+                assert decoder.genuine is None or found in decoder.genuine, name
 
 
-LEAVES = st.sampled_from(
-    [None, True, 0, -1, 1 << 70, 1.5, float("inf"), float("nan"), "", "x", "\ud800", "zz" * 32, [], {}, [[]], {"": []}]
-)
+LEAVES = [
+    None,
+    True,
+    0,
+    -1,
+    1 << 70,
+    1.5,
+    float("inf"),
+    float("nan"),
+    "",
+    "x",
+    "\ud800",
+    "zz" * 32,
+    [],
+    {},
+    [[]],
+    {"": []},
+]
 
 
 @st.composite
 def twisted(draw: st.DrawFn, value: object) -> object:
     """JSON of the same shape, of which some values are others."""
     if draw(st.integers(0, 5)) == 0:
-        return draw(LEAVES)
+        return draw(st.sampled_from(LEAVES))
     if isinstance(value, dict):
         return {key: draw(twisted(child)) for key, child in value.items() if draw(st.integers(0, 9))}
     if isinstance(value, list):
@@ -91,14 +112,32 @@ def test_json_of_the_right_shape_with_wrong_values(name: str, data: st.DataObjec
     decoder.check(json.dumps(data.draw(twisted(fields))).encode())
 
 
+def replaced(value: object) -> Iterator[object]:
+    """JSON in which one value, anywhere, is another."""
+    yield from LEAVES
+    for key, child in value.items() if isinstance(value, dict) else ():
+        yield {other: kept for other, kept in value.items() if other != key}
+        yield from ({**value, key: other} for other in replaced(child))
+    for at, child in enumerate(value) if isinstance(value, list) else ():
+        yield from ([*value[:at], other, *value[at + 1 :]] for other in replaced(child))
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_each_value_in_turn_is_of_another_kind(name: str) -> None:
+    for seed in DECODERS[name].seeds:
+        for fields in replaced(json.loads(seed)):
+            DECODERS[name].check(json.dumps(fields).encode())
+
+
 @pytest.mark.parametrize("name", JSON)
 def test_nesting_of_any_depth(name: str) -> None:
     """Also of a depth that is just not too much for the parser."""
-    for depth in (100, 900, 950, 970, 980, *range(985, 1000), 5000, 30_000):
+    near = range(850, 1000) if name == "plain" else (900, 950)
+    for depth in (100, *near, 5000, 30_000):
         for open, close in (("[", "]"), ('{"a":', "}")):
             text = open * depth + "1" + close * depth
             DECODERS[name].check(text.encode())
-            DECODERS[name].check(f'{{"sum": {text}, "id": {text}}}'.encode())
+            DECODERS[name].check(f'{{"sum": 1, "id": {text}}}'.encode())
 
 
 def test_bombs_do_not_cost_memory() -> None:
