@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from blake3 import blake3
 
 from tests.fuzz.memory_store import MemoryStore
 from workers.contract.errors import StillframeError
-from workers.vault import BlockMap, BlockReader
+from workers.contract.points import Point
+from workers.vault import BlockMap, BlockReader, Vault
 from workers.vault.blockmap import FANOUT, encode_page
 from workers.vault.condemned import condemn, read_condemnation, read_verdict, verdict_name
+from workers.vault.gone import note_gone, read_gone, since, strike_off
 from workers.vault.identity import add_keyring, read_keyring, read_marker, write_marker
 from workers.vault.index import Index, Location, decode_segment, encode_segment
 from workers.vault.keys import make_slot, parse_phrase, read_slots, unwrap
@@ -40,10 +43,11 @@ from workers.vault.sealing import (
     seal_object,
 )
 from workers.vault.sessions import announce, read_session
-from workers.vault.trash import final
+from workers.vault.trash import check_clock, final, finals, pinned, standing
 
 MASTER, VAULT, POINT_ID = bytes(range(32)), bytes(range(16)), "ab" * 16
 KEYS = Keyring(VAULT, {1: b"k" * 32}, b"i" * 32)
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
 PACK = "packs/" + "ab" * 32
 BLOCKS = [b"a" * 5000, bytes(range(256)) * 16, b"page" * 100]
 
@@ -221,7 +225,36 @@ def _session(data: bytes) -> object:
 
 
 def _trash(data: bytes) -> object:
-    return final(MemoryStore({f"trash/{POINT_ID}.1": data, f"trash/{POINT_ID}.1.end": data}), POINT_ID)
+    store = MemoryStore({f"trash/{POINT_ID}.1": data, f"trash/{POINT_ID}.1.end": data})
+    return final(store, POINT_ID), finals(store)
+
+
+def _deletion(data: bytes) -> object:
+    """Whatever it says: it can be taken back, and never ends by itself before its time."""
+    found = standing(MemoryStore({f"trash/{POINT_ID}.1": data}))
+    check_clock(_Empty(), found.values(), NOW)
+    return found[POINT_ID].until > NOW
+
+
+class _Empty(Vault):
+    """Without points."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+
+    def points(self) -> Iterator[Point]:
+        return iter(())
+
+
+def _pin(data: bytes) -> object:
+    return POINT_ID in pinned(MemoryStore({f"pins/{POINT_ID}": data}))
+
+
+def _gone(data: bytes) -> object:
+    store = MemoryStore({"gone/00000001": data})
+    notes = read_gone(store)
+    strike_off(store, ["packs/a"])
+    return [since(notes)]
 
 
 @cache
@@ -230,13 +263,33 @@ def _plain_seeds() -> dict[str, bytes]:
     write_marker(store, VAULT.hex())
     slot = make_slot(store, VAULT.hex(), MASTER, "keyfile", b"s" * 32)
     announce(store, "job", point="p1", reads=["p0"])
+    note_gone(store, ["packs/a", "packs/b"], NOW)
+    deletion = {"by": "me", "number": 1, "point": POINT_ID, "reason": "", "time": "2026-11-22T02:00:00+00:00"}
     return {
+        "deletion": encode_plain({**deletion, "until": "2026-12-06T02:00:00+00:00"}),
+        "pin": encode_plain({"by": "me", "point": POINT_ID, "reason": "why", "time": "2026-11-22T02:00:00+00:00"}),
+        "gone": store.get("gone/00000001"),
         "marker": store.get("vault.json"),
         "slot": store.get(f"keys/{slot.id}"),
         "stretched slot": _stretched(),
         "session": store.get("sessions/job"),
         "trash": encode_plain({"by": "me", "outcome": "final", "time": "2026-11-22T02:00:00+00:00"}),
     }
+
+
+_PLAIN: dict[str, Callable[[bytes], object]] = {
+    "marker": _marker,
+    "slot": _slot,
+    "session": _session,
+    "trash": _trash,
+    "deletion": _deletion,
+    "pin": _pin,
+    "gone": _gone,
+}
+
+
+_REFUSED: dict[str, list[object]] = {"gone": [[{}]]}
+"""What else a damaged object may be taken for: nothing noted."""
 
 
 def _phrase(data: bytes) -> object:
@@ -267,8 +320,8 @@ def decoders() -> dict[str, Decoder]:
         "lying index": Decoder(_lying_index, [encode_entries(entries), _lie(entries)]),
         "phrase": Decoder(_phrase, [b"00000-" * 8 + b"0"]),
     }
-    for name, decode in (("marker", _marker), ("slot", _slot), ("session", _session), ("trash", _trash)):
-        found[f"{name} as found"] = Decoder(decode, [seeds[name]], [decode(seeds[name])])
+    for name, decode in _PLAIN.items():
+        found[f"{name} as found"] = Decoder(decode, [seeds[name]], [decode(seeds[name]), *_REFUSED.get(name, [])])
         found[name] = Decoder(partial(_summed, decode), [seeds[name]])
     found["stretched slot"] = Decoder(partial(_summed, partial(_slot, of="stretched slot")), [seeds["stretched slot"]])
     found["plain"] = Decoder(lambda data: decode_plain(data, "an object"), list(seeds.values()))

@@ -18,7 +18,20 @@ DECODERS = decoders()
 JSON = [
     name
     for name in DECODERS
-    if name in ("keyring", "manifest", "marker", "slot", "stretched slot", "session", "trash", "plain")
+    if name
+    in (
+        "keyring",
+        "manifest",
+        "marker",
+        "slot",
+        "stretched slot",
+        "session",
+        "trash",
+        "deletion",
+        "pin",
+        "gone",
+        "plain",
+    )
 ]
 
 

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.vault.pictures import KEY, new_vault
-from workers.contract.errors import Corrupt
+from workers.contract.errors import Corrupt, VaultError
 from workers.vault import ZERO_ID, Vault, open_store
-from workers.vault.index import decode_segment, encode_segment
-from workers.vault.packs import Entry, decode_entries, encode_entries, read_footer
+from workers.vault.index import decode_segment, encode_segment, read_segment, write_segment, write_segments
+from workers.vault.packs import MOST_ENTRIES, TARGET, Entry, PackBuilder, decode_entries, encode_entries, read_footer
 from workers.vault.writer import is_zero
 
 BLOCKS = st.lists(
@@ -111,3 +111,20 @@ def test_a_pack_of_another_vault_does_not_open(shared: Vault, tmp_path: Path) ->
         other.store.put(info.name, shared.store.get(info.name))
         with pytest.raises(Corrupt, match="belong"):
             read_footer(other.store, info.name, info.size, other.keys)
+
+
+def test_many_small_blocks_close_a_pack_and_fill_several_segments(vault: Vault, tmp_path: Path) -> None:
+    """What is read whole has a largest size: footers and segments, whatever is written."""
+    builder = PackBuilder(tmp_path, vault.keys)
+    entry = Entry(b"i" * 32, 64, 20, 4, 0, 0)
+    builder.entries += [entry] * (MOST_ENTRIES - 1)
+    assert not builder.full(TARGET)
+    builder.entries.append(entry)
+    assert builder.full(TARGET)
+    builder.abandon()
+    packs = {bytes([number]) * 32: [entry] * 30_000 for number in range(20)}
+    parts = list(write_segments(vault.store, vault.keys, packs))
+    assert [len(part) for _, part in parts] == [3, 3, 3, 3, 3, 3, 2]
+    assert {digest for name, _ in parts for digest in read_segment(vault.store, vault.keys, name)} == packs.keys()
+    with pytest.raises(VaultError, match="the most that readers accept"):
+        write_segment(vault.store, vault.keys, packs | {b"x" * 32: [entry] * 30_000})

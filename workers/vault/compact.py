@@ -97,7 +97,7 @@ class Compactor:
             self._open = PackBuilder(self._vault.store.staging(), self._vault.keys)
         self._done.copied_bytes += self._open.append(entry.kind, entry.id, entry.plain, entry.codec, payload).stored
         self._copied.add(entry.id)
-        if self._open.size >= self._pack_size:
+        if self._open.full(self._pack_size):
             self._close()
 
     def _close(self) -> None:

@@ -11,11 +11,13 @@ from workers.vault.sealing import CONDEMNED, VERDICT, Keyring, open_object, seal
 from workers.vault.sessions import CONDEMNED as PREFIX
 
 VERDICTS = "verdicts/"
+MOST_PACKS = 200_000
+"""In one condemnation: a sealed object has a largest size."""
 _DIGEST = 32
 
 
 def condemn(store: Store, keys: Keyring, packs: Iterable[bytes]) -> str:
-    """Put packs (digests) into a new condemnation; its name."""
+    """Put packs (digests) into a new condemnation, at most `MOST_PACKS`; its name."""
     data = seal_object(CONDEMNED, keys.data, keys.vault, "", b"".join(sorted(packs)))
     name = PREFIX + hashlib.sha256(data).hexdigest()
     store.put(name, data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from datetime import datetime
 
-from pydantic import ValidationError
+from pydantic import AwareDatetime, ValidationError
 
 from workers.contract.errors import Corrupt, ObjectMissing
 from workers.contract.machines import Value
@@ -25,7 +25,7 @@ class Gone(Value):
     """Names that the original has lost, seen first at `time`."""
 
     number: int
-    time: datetime
+    time: AwareDatetime
     names: list[str]
 
 
@@ -45,11 +45,15 @@ def read_gone(store: Store) -> list[Gone]:
     notes = []
     for info in list(store.list(GONE)):
         try:
-            notes.append(Gone.model_validate(decode_plain(store.get(info.name), info.name)))
+            note = Gone.model_validate(decode_plain(store.get(info.name), info.name))
         except ObjectMissing:
             continue
         except (Corrupt, ValidationError):
+            note = None
+        if note is None or _name(note.number) != info.name:
             store.delete(info.name)
+        else:
+            notes.append(note)
     return sorted(notes, key=lambda note: note.number)
 
 

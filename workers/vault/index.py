@@ -99,11 +99,25 @@ def decode_segment(plain: bytes, what: str) -> Packs:
 
 
 def write_segment(store: Store, keys: Keyring, packs: Packs) -> str:
-    """Write `packs`, all durable already, as a segment; its name."""
+    """Write `packs`, all durable already, as a segment; its name. Raises VaultError for more than one can hold."""
     data = seal_object(INDEX, keys.data, keys.vault, "", encode_segment(packs))
     name = PREFIX + hashlib.sha256(data).hexdigest()
     store.put(name, data)
     return name
+
+
+def write_segments(store: Store, keys: Keyring, packs: Packs) -> Iterator[tuple[str, Packs]]:
+    """Write any number of packs as segments of about `FLUSH` entries; each with what is in it, once it is durable."""
+    part: Packs = {}
+    count = 0
+    for digest, entries in packs.items():
+        part[digest] = entries
+        count += len(entries)
+        if count >= FLUSH:
+            yield write_segment(store, keys, part), part
+            part, count = {}, 0
+    if part:
+        yield write_segment(store, keys, part), part
 
 
 def read_segment(store: Store, keys: Keyring, name: str) -> Packs:

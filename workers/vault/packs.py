@@ -100,6 +100,10 @@ class PackBuilder:
         self.entries.append(entry)
         return entry
 
+    def full(self, size: int) -> bool:
+        """Whether it is to be closed, if packs have `size` bytes."""
+        return self.size >= size or len(self.entries) >= MOST_ENTRIES
+
     def close(self) -> bytes:
         """Write footer and trailer; the SHA-256 of the file, which is whole but not yet durable."""
         offset = self.size

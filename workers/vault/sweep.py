@@ -14,6 +14,7 @@ from workers.contract.errors import Corrupt, Locked, NewerFormat, ObjectMissing,
 from workers.contract.machines import Value
 from workers.vault.compact import DEAD_SHARE, Compactor
 from workers.vault.condemned import (
+    MOST_PACKS,
     VERDICTS,
     condemn,
     give_verdict,
@@ -21,7 +22,7 @@ from workers.vault.condemned import (
     read_verdict,
     verdict_name,
 )
-from workers.vault.index import Packs, write_segment
+from workers.vault.index import Packs, write_segments
 from workers.vault.mark import Marks, Use, mark, uses
 from workers.vault.packs import TARGET, pack_name, read_footer
 from workers.vault.sessions import SessionInfo
@@ -193,8 +194,9 @@ class _Sweep:
                 packs[digest] = read_footer(vault.store, pack_name(digest), self._sizes[digest], vault.keys)
             except (Corrupt, ObjectMissing, NewerFormat):
                 continue
-        if packs and not self._dry_run:
-            vault.index.add(write_segment(vault.store, vault.keys, packs), packs)
+        if not self._dry_run:
+            for name, part in write_segments(vault.store, vault.keys, packs):
+                vault.index.add(name, part)
 
     # --- the first phase ---------------------------------------------------------------------------------------------
 
@@ -217,8 +219,10 @@ class _Sweep:
         else:
             sparse = self._compacted(sparse)
         chosen = dead | set(sparse)
-        if chosen and not self._dry_run:
-            condemn(self._vault.store, self._vault.keys, chosen)
+        if not self._dry_run:
+            ordered = sorted(chosen)
+            for at in range(0, len(ordered), MOST_PACKS):
+                condemn(self._vault.store, self._vault.keys, ordered[at : at + MOST_PACKS])
         self._found |= {"condemned": len(chosen), "condemned_bytes": sum(map(self._sizes.__getitem__, chosen))}
 
     def _forget_removed(self, absent: Set[bytes]) -> None:
@@ -318,8 +322,8 @@ class _Sweep:
         for packs in old.values():
             for digest in set(packs) - dead - kept.keys():
                 kept[digest] = vault.index.entries(pack_name(digest))
-        if kept:
-            vault.index.add(write_segment(vault.store, vault.keys, kept), kept)
+        for name, part in write_segments(vault.store, vault.keys, kept):
+            vault.index.add(name, part)
         for segment in sorted(old):
             vault.store.delete(segment)
         if old:

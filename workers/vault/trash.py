@@ -32,6 +32,7 @@ PINS = "pins/"
 SKEW = timedelta(minutes=10)
 """By how much the clocks of hosts may differ."""
 _NAME = re.compile(r"trash/([a-z0-9][a-z0-9-]*)\.([1-9][0-9]*)(\.end)?")
+_MOST_DAYS = 100 * 366
 _DAMAGED = "(what is written of it cannot be read)"
 
 
@@ -358,7 +359,10 @@ def _locked_until(vault: Vault, point: str, since: datetime) -> _Lock:
 def _longest_lock(store: Store) -> int:
     """Days of the longest lock that the vault ever had. Raises Corrupt."""
     locks = [decode_plain(store.get(info.name), info.name) for info in store.list("locks/")]
-    return max((int(lock["days"]) for lock in locks), default=0)
+    days = [one for lock in locks if isinstance(one := lock.get("days"), int) and 0 <= one < _MOST_DAYS]
+    if len(days) < len(locks):
+        raise Corrupt("a lock of the vault does not say for how many days it is")
+    return max(days, default=0)
 
 
 def _there(vault: Vault, point: str) -> bool:

@@ -24,7 +24,7 @@ from blake3 import blake3
 from workers.contract.errors import NoSpace, VaultError
 from workers.contract.seams import Store
 from workers.vault.index import FLUSH, Index, Packs, write_segment
-from workers.vault.packs import DATA, MOST_ENTRIES, PAGE, RAW, TARGET, ZERO_ID, ZSTD, PackBuilder, pack_name
+from workers.vault.packs import DATA, PAGE, RAW, TARGET, ZERO_ID, ZSTD, PackBuilder, pack_name
 from workers.vault.sealing import Keyring
 
 _ZEROES = bytes(4 << 20)
@@ -171,7 +171,7 @@ class BlockWriter:
             pack.abandon()
             self._give_back(None)
             raise
-        full = pack.size >= self._pack_size or len(pack.entries) >= MOST_ENTRIES
+        full = pack.full(self._pack_size)
         self._give_back(None if full else pack, entry.stored)
         if full:
             self._store_pack(pack)
