@@ -14,6 +14,8 @@ from workers.vault.sweep import Settings, sweep
 FIRST = {"vda": "ABCDE", "vdb": "0K"}
 SECOND = {"vda": "-0-LM", "vdb": "Qq"}
 AFTER = {"vda": "A0CLM", "vdb": "Qq"}
+SWEPT = {"p1": {"vda": "ABCDEFGHIJ", "vdb": "RST"}, "p2": {"vda": "ABCDE", "vdb": "0S"}}
+"""One segment names a pack that the second point needs and one that it does not; another pack is mostly dead."""
 NEW_KEY = bytes(range(1, 33))
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
@@ -23,8 +25,11 @@ def promise(what: str) -> None:
     sys.stdout.flush()
 
 
-def make_backup(folder: Path) -> None:
+def make_backups(folder: Path) -> None:
+    """The first of a vault, which makes its folders, and one on top of it."""
     vault = reopened(folder)
+    backup(vault, "p1", FIRST)
+    promise("p1")
     vault.announce("job", "p2", reads=["p1"])
     backup(vault, "p2", SECOND, vault.point("p1"))
     promise("p2")
@@ -47,7 +52,8 @@ def rotate(folder: Path) -> None:
 
 def two_points(folder: Path) -> None:
     vault = new_vault(folder)
-    backup(vault, "p2", AFTER, backup(vault, "p1", FIRST))
+    for id, pictures in SWEPT.items():
+        backup(vault, id, pictures)
     vault.close()
 
 
@@ -59,7 +65,7 @@ def sweep_twice(folder: Path) -> None:
         sweep(vault, now=NOW + timedelta(days=30), settings=Settings(pack_size=6 * BLOCK))
 
 
-STEPS = {"backup": make_backup, "create": create, "rotate": rotate, "sweep": sweep_twice}
+STEPS = {"backup": make_backups, "create": create, "rotate": rotate, "sweep": sweep_twice}
 
 
 def opened(folder: Path, *, cache: str) -> Vault:
