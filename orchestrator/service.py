@@ -45,8 +45,9 @@ from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.states import TERMINAL
 from orchestrator.plan import base_checkpoint
+from orchestrator.replica_desk import ReplicaDesk
 from orchestrator.upkeep_desk import UpkeepDesk
-from orchestrator.vault_desk import Advance, VaultDesk
+from orchestrator.vault_desk import Advance, VaultDesk, require_primary
 from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view, point_view
 from workers.context import Context
 from workers.contract.errors import Busy, HypervisorError, NotFound, StillframeError, UsageError
@@ -85,6 +86,7 @@ class Service:
         self.guests = GuestDesk(config, catalog, self._context, lambda wanted: self._summary(wanted, disks=False))
         """What concerns guests and not jobs."""
         self.diff = DiffDesk(catalog, self._context)
+        self.replicas = ReplicaDesk(config, catalog, self._context)
         self.upkeep = UpkeepDesk(config, self._context)
         self._running: Engine | None = None
         self.settled: list[str] = []
@@ -194,7 +196,7 @@ class Service:
         """Begin a backup in this process; its job's id. What is None, the machine's policy says, or `[backup]`.
         Raises Busy if another job works on the machine."""
         found = self._summary(machine, disks=False).machine
-        vault_name = self._config.vault_name(vault)
+        vault_name = require_primary(self._config, vault)
         asked = self._asked(found, goal, require)
         warnings = self.guests.refresh_packages() if asked["goal"] is not Consistency.CRASH else []
         with self._catalog.write() as session:
@@ -228,8 +230,12 @@ class Service:
             "options": {**self._config.extension.options, **policy.options},
         }
 
-    def start_restore_disk(self, point_ref: str, target: str, *, to: Path, format: str | None = None) -> str:
-        """Begin to write one disk of a point into the new file `to`. Raises NotFound, Busy."""
+    def start_restore_disk(
+        self, point_ref: str, target: str, *, to: Path, format: str | None = None, vault: str | None = None
+    ) -> str:
+        """Begin to write one disk of a point into the new file `to`; from `vault`, else from one that has it. Raises
+        NotFound, Busy, VaultMissing."""
+        held_by, remarks = self.replicas.holder(point_ref, vault)
         with self._catalog.write() as session:
             row = find.point_named(session, point_ref)
             point = document(row)
@@ -238,7 +244,8 @@ class Service:
                 raise NotFound(f"point {row.id[:8]} has no disk {target!r}", hint=f"it has: {there}")
             job = RestoreJob(
                 id=_new_job_id(),
-                vault=row.vault,
+                vault=held_by,
+                warnings=remarks,
                 point=row.id,
                 targets=[target],
                 to=str(to.absolute()),
@@ -261,8 +268,11 @@ class Service:
         start: bool = False,
         replace: bool = False,
         hypervisor: str | None = None,
+        vault: str | None = None,
     ) -> str:
-        """Begin to restore a machine as a new one, or (`replace`) in place of the original. Raises NotFound, Busy."""
+        """Begin to restore a machine as a new one, or (`replace`) in place of the original; from `vault`, else from
+        one that has the point. Raises NotFound, Busy, VaultMissing."""
+        held_by, remarks = self.replicas.holder(point_ref, vault)
         with self._catalog.write() as session:
             row = find.point_named(session, point_ref)
             point = document(row)
@@ -274,7 +284,8 @@ class Service:
             new_uuid = point.machine.uuid if replace else str(uuid.uuid4())
             job = RestoreJob(
                 id=_new_job_id(),
-                vault=row.vault,
+                vault=held_by,
+                warnings=remarks,
                 point=row.id,
                 hypervisor=self._restore_host(hypervisor, point.machine.hypervisor),
                 name=new_name,

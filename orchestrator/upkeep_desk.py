@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from orchestrator.config import Config
+from orchestrator.vault_desk import require_primary
 from workers.context import Context
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class UpkeepDesk:
         """Give back the space of what no point needs. Raises VaultError if a point cannot be read."""
         from workers.vault.sweep import FENCE_AFTER, Settings, sweep
 
-        vault = self._context.vault(self._config.vault_name(name))
+        vault = self._context.vault(require_primary(self._config, name))
         settings = Settings(
             compact=compact,
             bandwidth=bandwidth,

@@ -6,15 +6,16 @@ The half of `Service` that concerns vaults and not jobs; it needs neither Celery
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.catalog.points import mark_damaged, points_of, put_point, remove_point, see_machine
+from orchestrator.catalog.points import mark_damaged, note_replica, points_of, put_point, remove_point, see_machine
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
 from orchestrator.views import VaultView
 from workers.context import Context
-from workers.contract.errors import StillframeError, UsageError, VaultMissing, WrongKey
+from workers.contract.errors import StillframeError, UsageError, VaultError, VaultMissing, WrongKey
 from workers.contract.points import Point
 
 if TYPE_CHECKING:
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
     from workers.vault.verify import Level, Progress, VerifyReport
 
 Advance = Callable[["Progress"], None]
+
+
+def require_primary(config: Config, name: str | None) -> str:
+    """The name of the vault that is meant, if it is no replica: only replication writes to those. Raises UsageError."""
+    vault = config.vault_name(name)
+    original = config.worker.vaults[vault].replica_of
+    if original is not None:
+        raise UsageError(
+            f"vault {vault} is a replica of {original}: it only follows",
+            hint=f"use vault {original}; if that is gone for good, take replica_of out of [vaults.{vault}]",
+        )
+    return vault
 
 
 class VaultDesk:
@@ -42,7 +55,7 @@ class VaultDesk:
         from workers.vault.keys import write_key_file
         from workers.vault.places import open_place
 
-        wanted = self._config.worker.vaults[self._config.vault_name(name)]
+        wanted = self._config.worker.vaults[require_primary(self._config, name)]
         try:
             open_place(wanted)
         except VaultMissing:
@@ -57,16 +70,30 @@ class VaultDesk:
         return phrase
 
     def views(self) -> list[VaultView]:
+        from workers.vault.places import away
+
         views = []
         for name, wanted in self._config.worker.vaults.items():
             try:
                 vault = self.open(name)
                 found = sum(1 for _ in vault.store.list("points/"))
                 view = VaultView(
-                    name=name, url=wanted.url, points=found, free_bytes=vault.store.free_bytes(), problem=""
+                    name=name,
+                    url=wanted.url,
+                    replica_of=wanted.replica_of,
+                    points=found,
+                    free_bytes=vault.store.free_bytes(),
+                    problem="; ".join(away(vault.store)),
                 )
             except StillframeError as error:
-                view = VaultView(name=name, url=wanted.url, points=None, free_bytes=None, problem=str(error))
+                view = VaultView(
+                    name=name,
+                    url=wanted.url,
+                    replica_of=wanted.replica_of,
+                    points=None,
+                    free_bytes=None,
+                    problem=str(error),
+                )
             views.append(view)
         return views
 
@@ -95,7 +122,9 @@ class VaultDesk:
 
     def rebuild_catalog(self, name: str | None) -> int:
         """Read the points of one vault, or of all, into the catalog, and forget those that are gone; how many."""
-        names = [self._config.vault_name(name)] if name else list(self._config.worker.vaults)
+        vaults = self._config.worker.vaults
+        own = [one for one, vault in vaults.items() if vault.replica_of is None]
+        names = [require_primary(self._config, name)] if name else own
         return sum(self._rebuild(one) for one in names)
 
     def _rebuild(self, name: str) -> int:
@@ -108,7 +137,19 @@ class VaultDesk:
                 put_point(session, name, point)
             for point in newest.values():
                 see_machine(session, point.machine, point.time)
+        self._note_replicas(name)
         return len(found)
+
+    def _note_replicas(self, original: str) -> None:
+        """What replicas that can be reached have of a vault."""
+        from workers.vault.places import open_place
+
+        for name, wanted in self._config.worker.vaults.items():
+            if wanted.replica_of == original:
+                with suppress(VaultError):
+                    held = {info.name.removeprefix("points/") for info in open_place(wanted).list("points/")}
+                    with self._catalog.write() as session:
+                        note_replica(session, original, name, held)
 
     # --- keys ------------------------------------------------------------------------------------------------------
 

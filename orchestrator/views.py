@@ -76,6 +76,8 @@ class PointView(Value):
     consistency_reason: str
     frozen_ms: int | None
     vault: str
+    replicas: list[str] = []
+    """Other vaults that have it too."""
     disks: list[PointDiskView]
     not_included: list[NotIncluded]
     alerts: list[str]
@@ -120,6 +122,8 @@ class JobView(Value):
 class VaultView(Value):
     name: str
     url: str
+    replica_of: str | None = None
+    """The vault that it follows."""
     points: int | None
     """None: it cannot be opened."""
     free_bytes: int | None
@@ -191,6 +195,7 @@ def point_view(row: PointRow, *, note: str = "") -> PointView:
         consistency_reason=point.consistency_reason,
         frozen_ms=point.frozen_ms,
         vault=row.vault,
+        replicas=[name for name in row.replicas.split() if name != row.vault],
         disks=[_point_disk(disk) for disk in point.disks],
         not_included=point.not_included,
         alerts=point.alerts,

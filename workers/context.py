@@ -49,7 +49,9 @@ class Context:
                 wanted = _named(self.config.vaults, name, "vault")
                 store = open_place(wanted)  # first: where no vault is, a missing key is not the news
                 key, passphrase = secrets_of(name, wanted)
-                self._vaults[name] = Vault.open(store, key=key, passphrase=passphrase, cache_dir=self.config.cache_dir)
+                # A replica has the id of its original, and not always the same segments: a look-up cache of its own.
+                cache = self.config.cache_dir / "replicas" / name if wanted.replica_of else self.config.cache_dir
+                self._vaults[name] = Vault.open(store, key=key, passphrase=passphrase, cache_dir=cache)
             return self._vaults[name]
 
     def hypervisor(self, name: str) -> Hypervisor:

@@ -114,6 +114,14 @@ def mark_pinned(session: Session, point_id: str, reason: str | None) -> None:
     session.connection().execute(update(PointRow).where(col(PointRow.id) == point_id).values(pinned=why))
 
 
+def note_replica(session: Session, vault: str, replica: str, held: Collection[str]) -> None:
+    """Of the points of `vault`, a replica has those with the ids `held`."""
+    for row in points_of(session, vault=vault):
+        names = set(row.replicas.split()) - {replica} | ({replica} if row.id in held else set())
+        row.replicas = " ".join(sorted(names))
+    session.flush()
+
+
 def see_machine(session: Session, machine: MachineRef, seen: datetime | None = None) -> None:
     """Note where the machine is and what its name is; what is known of its extension stays."""
     row = session.get(MachineRow, machine.uuid)

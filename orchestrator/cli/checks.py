@@ -137,18 +137,23 @@ def _policies(config: Config) -> Iterator[Check]:
 
 
 def _vault(config: Config, name: str, vault: VaultConfig) -> Iterator[Check]:
-    from workers.vault.places import open_place
+    from workers.vault.places import away, open_place
 
     subject = f"vault {name}"
     try:
         store = open_place(vault)
         free = store.free_bytes()
     except VaultMissing as error:
-        yield Check("FAIL", subject, str(error), "mount its file system, or `stillframe init` for a new one")
+        make = "`stillframe init` for a new one"
+        if vault.replica_of is not None:
+            make = f"`stillframe vault replicate {vault.replica_of} --to {name}`"
+        yield Check("FAIL", subject, str(error), f"mount its file system, or {make}")
         return
     except StillframeError as error:
         yield Check("FAIL", subject, str(error), error.hint)
         return
+    for problem in away(store):
+        yield Check("FAIL", subject, f"nothing is written: {problem}", f"stillframe vault mirror-sync {name}")
     folder = Path(vault.url.removeprefix("file://"))
     if not os.access(folder, os.W_OK | os.X_OK):
         yield Check("FAIL", subject, f"{folder} cannot be written", f"run as its owner, or chown {folder}")

@@ -60,12 +60,13 @@ def initialise(session: Session, *, vault: Path | None, hypervisor: str) -> None
     out = session.out
     out.record("configuration", {"path": str(config.path), "created": written})
     out.say(f"configuration  {config.path}{' (new)' if written else ''}")
-    present = {name: _vault_opens(config.worker, name, one) for name, one in config.worker.vaults.items()}
+    vaults = {name: one for name, one in config.worker.vaults.items() if one.replica_of is None}
+    present = {name: _vault_opens(config.worker, name, one) for name, one in vaults.items()}
     service = session.service
     shown_url = re.sub(r"://([^:/@]+):[^@]*@", r"://\1:…@", config.catalog_url)
     out.record("catalog", {"url": shown_url})
     out.say(f"catalog        {shown_url}")
-    for name, one in config.worker.vaults.items():
+    for name, one in vaults.items():
         phrase = None if present[name] else service.init_vault(name)
         out.record(
             "vault",
@@ -82,6 +83,9 @@ def initialise(session: Session, *, vault: Path | None, hypervisor: str) -> None
             out.say(f"key            {one.key_file}")
         if phrase is not None:
             _show_phrase(session, name, phrase)
+    for name, one in config.worker.vaults.items():
+        if one.replica_of is not None:
+            out.say(f"vault {name:<8} {one.url}: `stillframe vault replicate {one.replica_of} --to {name}` makes it")
     _extensions(session)
     if not config.worker.vaults:
         out.say(f"no vault: add a [vaults.main] section to {config.path}, and come back")

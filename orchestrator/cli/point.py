@@ -33,7 +33,7 @@ def list_points(
         session.out.say(f"No points{f' of {vm}' if vm else ''} yet.")
         return
     session.out.table(
-        ("point", "machine", "time", "consistency", "frozen", "disks", "read", "new", "stored"),
+        ("point", "machine", "time", "consistency", "frozen", "disks", "read", "new", "stored", "vaults"),
         [_row(point) for point in points],
         right=("frozen", "read", "new", "stored"),
     )
@@ -54,6 +54,7 @@ def _row(point: PointView) -> tuple[str, ...]:
         size(sum(disk.read_bytes for disk in point.disks)),
         size(sum(disk.new_bytes for disk in point.disks)),
         size(sum(disk.stored_bytes for disk in point.disks)),
+        " ".join((point.vault, *point.replicas)),
     )
 
 
@@ -74,6 +75,8 @@ def show_point(session: Session, point: PointRef) -> None:
     if found.frozen_ms is not None:
         out.say(f"frozen       {found.frozen_ms} ms")
     out.say(f"vault        {found.vault}")
+    if found.replicas:
+        out.say(f"replicas     {' '.join(found.replicas)}")
     if found.damaged:
         out.say(f"damaged      {found.damaged}")
     out.table(

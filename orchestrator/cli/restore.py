@@ -28,6 +28,10 @@ FormatOption = Annotated[
         help="qcow2, raw, vhd, vhdx or vmdk; default: by the file's name, else qcow2 or raw as it was.",
     ),
 ]
+FromOption = Annotated[
+    str | None,
+    typer.Option("--vault", metavar="NAME", help="Vault to read from; default: the point's, else a replica."),
+]
 
 
 def _absolute(path: Path | None) -> Path | None:
@@ -50,6 +54,7 @@ def restore_machine(
     hypervisor: Annotated[
         str | None, typer.Option("--hypervisor", metavar="NAME", help="Where; default: where it was.")
     ] = None,
+    vault: FromOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what --replace would replace.")] = False,
 ) -> int:
     """Restore a machine: as a new one (new name, UUID, MACs), or in place of the original (--replace)."""
@@ -74,6 +79,7 @@ def restore_machine(
         start=start,
         replace=replace,
         hypervisor=hypervisor,
+        vault=vault,
     )
     return _finish(session, job)
 
@@ -109,16 +115,19 @@ def restore_disk(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Disk of the point, like vda.")],
     to: ToOption,
     format: FormatOption = None,
+    vault: FromOption = None,
 ) -> int:
     """Restore one disk into a new file."""
-    return write_disk(session, point, target, to, format)
+    return write_disk(session, point, target, to, format, vault)
 
 
-def write_disk(session: Session, point: str, target: str, to: Path, format: str | None) -> int:
+def write_disk(
+    session: Session, point: str, target: str, to: Path, format: str | None, vault: str | None = None
+) -> int:
     """One disk of a point into a new file, in the format that was asked for or that the file's name tells."""
     file = to.expanduser().absolute()
     wanted = format or _SUFFIXES.get(file.suffix.lower())
-    return _finish(session, session.service.start_restore_disk(point, target, to=file, format=wanted))
+    return _finish(session, session.service.start_restore_disk(point, target, to=file, format=wanted, vault=vault))
 
 
 def _finish(session: Session, job: str) -> int:

@@ -44,7 +44,7 @@ def sweep_vault(
         report = session.service.upkeep.sweep(
             name,
             compact=not no_compact,
-            bandwidth=_bytes(bandwidth),
+            bandwidth=bytes_a_second(bandwidth),
             fence_days=fence_days,
             dry_run=dry_run,
             on_progress=advance,
@@ -54,7 +54,8 @@ def sweep_vault(
         session.out.say(line)
 
 
-def _bytes(words: str | None) -> int | None:
+def bytes_a_second(words: str | None) -> int | None:
+    """What `--bandwidth` says. Raises UsageError."""
     from orchestrator.config_file import parse_size
     from workers.contract.errors import UsageError
 

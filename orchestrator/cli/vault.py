@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import sweep
+from orchestrator.cli import replica, sweep
 from orchestrator.cli.options import command, group
 from orchestrator.cli.output import is_terminal, moment, size
 from orchestrator.cli.run import Session
@@ -23,6 +23,7 @@ app = group("Vaults: contents, verification, keys.")
 keys = group("Who can open a vault: its key slots.")
 app.add_typer(keys, name="key")
 sweep.register(app)
+replica.register(app)
 
 VaultArgument = Annotated[
     str | None, typer.Argument(metavar="VAULT", help="Name in the configuration; default: the default vault.")
@@ -46,7 +47,7 @@ def list_vaults(session: Session) -> None:
                 vault.url,
                 str(vault.points) if vault.points is not None else "–",
                 size(vault.free_bytes),
-                vault.problem or "ok",
+                vault.problem or (f"replica of {vault.replica_of}" if vault.replica_of else "ok"),
             )
             for vault in vaults
         ],

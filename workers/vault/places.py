@@ -19,6 +19,11 @@ def open_place(wanted: VaultConfig, *, create: bool = False) -> Store:
     return MirrorStore({url: partial(opener, create=create) for url, opener in stores.items()}, create=create)
 
 
+def away(store: Store) -> list[str]:
+    """Which stores of a mirror do not take part, and why."""
+    return store.problems() if isinstance(store, MirrorStore) else []
+
+
 def single_stores(wanted: VaultConfig) -> dict[str, partial[Store]]:
     """How to open each store of a vault by itself, by URL; the first decides."""
     return {url: partial(open_store, url) for url in (wanted.url, *wanted.mirrors)}
