@@ -195,8 +195,8 @@ class Service:
     ) -> str:
         """Begin a backup in this process; its job's id. What is None, the machine's policy says, or `[backup]`.
         Raises Busy if another job works on the machine."""
-        found = self._summary(machine, disks=False).machine
         vault_name = require_primary(self._config, vault)
+        found = self._summary(machine, disks=False).machine
         asked = self._asked(found, goal, require)
         warnings = self.guests.refresh_packages() if asked["goal"] is not Consistency.CRASH else []
         with self._catalog.write() as session:

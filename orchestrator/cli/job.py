@@ -53,7 +53,8 @@ def show_job(session: Session, job: JobRef) -> None:
     out.record("job", view.model_dump(mode="json"))
     out.say(f"job {view.id}  {view.kind} of {view.machine}: {view.state.value}")
     for disk in view.disks:
-        out.say(f"  {disk['target']}: {disk['mode']}, because {disk['reason']}")
+        why = f": {disk['mode']}, because {disk['reason']}" if "mode" in disk else ""
+        out.say(f"  {disk['target']}{why}")
     for progress in view.progress:
         out.say(f"  {disk_line(progress)}")
     for event in view.events:
