@@ -109,7 +109,7 @@ class ReplicaDesk:
 
     def holder(self, point: str, asked: str | None) -> tuple[str, list[str]]:
         """The vault to restore a point from, and what is to be said of that: the one that was `asked` for, else its
-        own, else a replica that has it. Raises what opening its own raises if there is none."""
+        own, else a replica that has it. Where there is none, the job will say what is wrong with its own."""
         if asked is not None:
             return self._config.vault_name(asked), []
         with self._catalog.read() as session:
@@ -118,17 +118,17 @@ class ReplicaDesk:
         try:
             if self._context.vault(own).readable(id):
                 return own, []
-            why: VaultError | NotFound = NotFound(f"vault {own} has no point {id[:8]} any more")
+            why = f"it has no point {id[:8]} any more"
         except (WrongKey, NewerFormat):
             return own, []  # perhaps a worker has the key; a replica would not open either
         except (VaultError, NotFound) as error:
-            why = error
+            why = str(error)
         configured = self._config.worker.vaults
         others = [name for name, vault in configured.items() if vault.replica_of == own and name not in noted]
         for name in (*noted, *others):
             if name in configured and name != own and self._has(name, id):
                 return name, [f"vault {own} cannot be used ({why}): restored from {name}"]
-        raise why
+        return own, []
 
     def _has(self, name: str, point: str) -> bool:
         try:

@@ -234,7 +234,7 @@ class Service:
         self, point_ref: str, target: str, *, to: Path, format: str | None = None, vault: str | None = None
     ) -> str:
         """Begin to write one disk of a point into the new file `to`; from `vault`, else from one that has it. Raises
-        NotFound, Busy, VaultMissing."""
+        NotFound, Busy."""
         held_by, remarks = self.replicas.holder(point_ref, vault)
         with self._catalog.write() as session:
             row = find.point_named(session, point_ref)
@@ -271,7 +271,7 @@ class Service:
         vault: str | None = None,
     ) -> str:
         """Begin to restore a machine as a new one, or (`replace`) in place of the original; from `vault`, else from
-        one that has the point. Raises NotFound, Busy, VaultMissing."""
+        one that has the point. Raises NotFound, Busy."""
         held_by, remarks = self.replicas.holder(point_ref, vault)
         with self._catalog.write() as session:
             row = find.point_named(session, point_ref)
