@@ -16,6 +16,7 @@ from typing import Any
 
 import zstandard
 from blake3 import blake3
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -73,7 +74,9 @@ class SecondReader:
             0: hkdf(id_key, self.vault, "stillframe id data"),
             1: hkdf(id_key, self.vault, "stillframe id page"),
         }
-        self.index: dict[bytes, tuple[str, bytes]] = {}
+        self.index: dict[bytes, list[tuple[str, bytes]]] = {}
+        """Block id → its copies: pack and entry."""
+        self.damage = self._damage()
 
     def _master(self, vault: str, secrets: dict[str, bytes]) -> bytes:
         for path in (self.root / "keys").iterdir():
@@ -102,6 +105,7 @@ class SecondReader:
     def _open_sealed(self, path: Path, magic: bytes, info: str, name: str) -> bytes:
         data = path.read_bytes()
         plain = self._cipher(data[:64], magic, info).decrypt(bytes(12), data[64:], data[:64] + name.encode())
+        require(0 <= zstandard.frame_content_size(plain) <= 16 << 20, f"size of {path}")
         return zstandard.ZstdDecompressor().decompress(plain)
 
     # --- where blocks are ------------------------------------------------------------------------------------------
@@ -115,7 +119,7 @@ class SecondReader:
                 pack, count = struct.unpack_from(">32sI", plain, at)
                 at += 36
                 for _ in range(count):
-                    self.index[plain[at : at + 32]] = (pack.hex(), plain[at : at + 46])
+                    self.index.setdefault(plain[at : at + 32], []).append((pack.hex(), plain[at : at + 46]))
                     at += 46
 
     def load_footers(self) -> None:
@@ -132,7 +136,7 @@ class SecondReader:
                 _, start, stored, *_ = struct.unpack(">32sIIIBB", entry)
                 require(start == position, "gaps")
                 position += stored
-                self.index[entry[:32]] = (path.name, entry)
+                self.index.setdefault(entry[:32], []).append((path.name, entry))
             require(position == offset, "gaps")
 
     def _unseal(self, data: bytes, offset: int, length: int, kind: int, codec: int, id: bytes, plain: int) -> bytes:
@@ -141,7 +145,18 @@ class SecondReader:
         return cipher.decrypt(offset.to_bytes(12, "big"), data[offset : offset + length], aad)
 
     def block(self, id: bytes, kind: int) -> bytes:
-        pack, entry = self.index[id]
+        """From the first copy that is whole; copies that are known to be damaged are not looked at."""
+        known = self.index.get(id, [])
+        copies = [copy for copy in known if not {(copy[0], id), (copy[0], ZERO)} & self.damage]
+        for pack, entry in copies:
+            try:
+                return self._copy(id, kind, pack, entry)
+            except (Wrong, InvalidTag, OSError, zstandard.ZstdError) as error:
+                if (pack, entry) == copies[-1]:
+                    raise Wrong(f"block {id.hex()}: {error}") from error
+        raise Wrong(f"block {id.hex()}: {'damaged' if known else 'in no segment'}")
+
+    def _copy(self, id: bytes, kind: int, pack: str, entry: bytes) -> bytes:
         _, offset, stored, plain, its_kind, codec = struct.unpack(">32sIIIBB", entry)
         require(its_kind == kind, "kind")
         data = self._unseal((self.root / "packs" / pack).read_bytes(), offset, stored, kind, codec, id, plain)
@@ -153,8 +168,12 @@ class SecondReader:
     # --- points ----------------------------------------------------------------------------------------------------
 
     def points(self) -> dict[str, dict[str, Any]]:
+        """All that are not deleted for good; those whose deletion can be taken back are complete and among them."""
         found = {}
+        gone = {point for point, outcome in self.deletions().items() if outcome == "final"}
         for path in (self.root / "points").iterdir():
+            if path.name in gone:
+                continue
             content = json.loads(self._open_sealed(path, b"SFPOINT\0", "point", f"points/{path.name}"))
             if "aborted" in content:
                 require(content["aborted"] == path.name, "aborted")
@@ -162,6 +181,66 @@ class SecondReader:
             require(content["point"]["id"] == path.name, "id of a point")
             found[path.name] = content["point"]
         return found
+
+    def deletions(self) -> dict[str, str]:
+        """Point → how its last deletion ended; empty if it stands."""
+        last: dict[str, int] = {}
+        for path in self._listed("trash"):
+            point, _, number = path.name.removesuffix(".end").rpartition(".")
+            last[point] = max(last.get(point, 0), int(number))
+        found = {}
+        for point, number in last.items():
+            end = self.root / "trash" / f"{point}.{number}.end"
+            found[point] = plain_object(end)["outcome"] if end.exists() else ""
+            require(found[point] in ("", "restored", "final"), f"outcome of {end}")
+        return found
+
+    def pins(self) -> dict[str, str]:
+        """Point → why it is not to be deleted."""
+        return {path.name: plain_object(path)["reason"] for path in self._listed("pins")}
+
+    def lock_days(self) -> int:
+        """For how many days a point made now could not be deleted."""
+        last = max(self._listed("locks"), default=None)
+        return 0 if last is None else int(plain_object(last)["days"])
+
+    # --- what sweeps and verifications leave -----------------------------------------------------------------------
+
+    def condemned(self) -> dict[str, tuple[set[str], set[str] | None]]:
+        """Condemnation → its packs, and those of them that are removed (None: it is not decided). Readers need not
+        care: what a point needs stays."""
+        found = {}
+        for path in self._listed("condemned"):
+            require(hashlib.sha256(path.read_bytes()).hexdigest() == path.name, "name of a condemnation")
+            packs = self._digests(self._open_sealed(path, b"SFCONDM\0", "condemned", ""))
+            verdict, dead = self.root / "verdicts" / path.name, None
+            if verdict.exists():
+                dead = self._digests(self._open_sealed(verdict, b"SFVERDT\0", "verdict", f"verdicts/{path.name}"))
+                require(dead <= packs, "a verdict on packs that are not condemned")
+            found[path.name] = (packs, dead)
+        return found
+
+    def _damage(self) -> set[tuple[str, bytes]]:
+        """Pack and block id of damaged copies; ZERO: the whole pack."""
+        found = set()
+        for path in self._listed("damage"):
+            require(hashlib.sha256(path.read_bytes()).hexdigest() == path.name, "name of a damage list")
+            plain = self._open_sealed(path, b"SFDAMAG\0", "damage", "")
+            require(len(plain) % 64 == 0, "length of a damage list")
+            found |= {(plain[at : at + 32].hex(), plain[at + 32 : at + 64]) for at in range(0, len(plain), 64)}
+        return found
+
+    @staticmethod
+    def _digests(plain: bytes) -> set[str]:
+        names = [plain[at : at + 32].hex() for at in range(0, len(plain), 32)]
+        require(len(plain) % 32 == 0 and names == sorted(set(names)), "ascending names")
+        return set(names)
+
+    def _listed(self, kind: str) -> list[Path]:
+        folder = self.root / kind
+        return sorted(folder.iterdir()) if folder.exists() else []
+
+    # --- disks -----------------------------------------------------------------------------------------------------
 
     def disk(self, point: dict[str, Any], target: str) -> bytes:
         (disk,) = [disk for disk in point["disks"] if disk["target"] == target]

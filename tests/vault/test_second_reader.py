@@ -3,9 +3,11 @@ index."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,11 @@ from tests.vault.pictures import BLOCK, KEY, backup, image, point_of
 from tests.vault.second_reader import SecondReader
 from workers.contract.points import DiskPoint, Mode
 from workers.vault import MapWriter, Vault, open_store, write_key_file
+from workers.vault.condemned import condemn, give_verdict
+from workers.vault.sealing import DAMAGE, encode_plain, seal_object
+from workers.vault.trash import delete, finalise, pin, undelete
+
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -93,3 +100,70 @@ def test_it_shares_no_code_with_the_vault() -> None:
     text = Path(second_reader.__file__).read_text()
     assert "from workers" not in text
     assert "import workers" not in text
+
+
+def test_deletions_pins_and_locks(tmp_path: Path, made: tuple[Vault, str]) -> None:
+    vault = made[0]
+    backup(vault, "p4", {"vda": "A"})
+    backup(vault, "p5", {"vda": "B"})
+    for id in ("p1", "p4", "p5"):
+        delete(vault, id, now=NOW, until=NOW + timedelta(days=14), by="me", reason="")
+    undelete(vault, "p4", now=NOW, by="me")
+    pin(vault, "p2", now=NOW, by="me", reason="for ever")
+    vault.store.put("locks/00000001", encode_plain({"days": 30, "number": 1}))
+    vault.store.put("locks/00000002", encode_plain({"days": 90, "number": 2}))
+    reader = SecondReader(tmp_path / "vault", key=KEY)
+    assert reader.deletions() == {"p1": "", "p4": "restored", "p5": ""}
+    assert sorted(reader.points()) == ["p1", "p2", "p4", "p5"], "what can be taken back is complete"
+    assert reader.pins() == {"p2": "for ever"}
+    assert reader.lock_days() == 90
+    finalise(vault, NOW + timedelta(days=30), points=["p1"])
+    assert reader.deletions()["p1"] == "final"
+    assert sorted(reader.points()) == ["p2", "p4", "p5"]
+
+
+def test_condemned_packs_and_verdicts(tmp_path: Path, made: tuple[Vault, str]) -> None:
+    vault = made[0]
+    packs = sorted(bytes.fromhex(info.name.removeprefix("packs/")) for info in vault.store.list("packs/"))
+    name = condemn(vault.store, vault.keys, packs[:2])
+    reader = SecondReader(tmp_path / "vault", key=KEY)
+    short = name.removeprefix("condemned/")
+    assert reader.condemned() == {short: ({packs[0].hex(), packs[1].hex()}, None)}
+    give_verdict(vault.store, vault.keys, name, frozenset(packs[:1]))
+    assert reader.condemned()[short][1] == {packs[0].hex()}
+    reader.load_segments()
+    assert reader.disk(reader.points()["p1"], "vda") == image("AaB0bC"), "until they are gone they are read"
+
+
+def test_a_damaged_copy_is_avoided(tmp_path: Path, made: tuple[Vault, str]) -> None:
+    """A copy that is named as damaged is not looked at; where nobody has named it, the other one serves."""
+    vault = made[0]
+    id = vault.reader().block_id(image("A"))
+    [first] = vault.index.find(id)
+    vault.index.distrust(id, first.pack)
+    with vault.writer() as writer:
+        writer.put(image("A"))
+        writer.finish()
+    assert len(vault.index.find(id)) == 2
+    whole = SecondReader(tmp_path / "vault", key=KEY)
+    whole.load_segments()
+    path = tmp_path / "vault" / first.pack
+    data = bytearray(path.read_bytes())
+    data[first.entry.offset] ^= 1
+    path.write_bytes(data)
+    assert whole.disk(whole.points()["p1"], "vda") == image("AaB0bC")
+
+    def note_damage(block: bytes, pack: str) -> SecondReader:
+        plain = bytes.fromhex(pack.removeprefix("packs/")) + block
+        sealed = seal_object(DAMAGE, vault.keys.data, vault.keys.vault, "", plain)
+        vault.store.put(f"damage/{hashlib.sha256(sealed).hexdigest()}", sealed)
+        reader = SecondReader(tmp_path / "vault", key=KEY)
+        reader.load_segments()
+        return reader
+
+    reader = note_damage(id, first.pack)
+    assert reader.disk(reader.points()["p1"], "vda") == image("AaB0bC")
+    [other] = [copy for copy in vault.index.find(id) if copy.pack != first.pack]
+    reader = note_damage(bytes(32), other.pack)
+    with pytest.raises(second_reader.Wrong, match="damaged"):
+        reader.disk(reader.points()["p1"], "vda")
