@@ -147,9 +147,11 @@ def test_a_damaged_copy_is_avoided(tmp_path: Path, made: tuple[Vault, str]) -> N
     assert len(vault.index.find(id)) == 2
     whole = SecondReader(tmp_path / "vault", key=KEY)
     whole.load_segments()
-    path = tmp_path / "vault" / first.pack
+    victim, other = (f"packs/{pack}" for pack, _ in whole.index[id])
+    [entry] = [copy.entry for copy in vault.index.find(id) if copy.pack == victim]
+    path = tmp_path / "vault" / victim
     data = bytearray(path.read_bytes())
-    data[first.entry.offset] ^= 1
+    data[entry.offset] ^= 1
     path.write_bytes(data)
     assert whole.disk(whole.points()["p1"], "vda") == image("AaB0bC")
 
@@ -161,9 +163,8 @@ def test_a_damaged_copy_is_avoided(tmp_path: Path, made: tuple[Vault, str]) -> N
         reader.load_segments()
         return reader
 
-    reader = note_damage(id, first.pack)
+    reader = note_damage(id, victim)
     assert reader.disk(reader.points()["p1"], "vda") == image("AaB0bC")
-    [other] = [copy for copy in vault.index.find(id) if copy.pack != first.pack]
-    reader = note_damage(bytes(32), other.pack)
+    reader = note_damage(bytes(32), other)
     with pytest.raises(second_reader.Wrong, match="damaged"):
         reader.disk(reader.points()["p1"], "vda")
