@@ -39,7 +39,9 @@ class DiskDiff(Value):
     """Of the larger capacity."""
     bytes: dict[Kind, int] = {}
     """By what became of them."""
+    range_count: int = 0
     ranges: list[RangeView] = []
+    """Empty if they were not asked for: there may be millions."""
     incomparable: str = ""
     """Why nothing can be said of a disk that is in both; empty: it can."""
 
@@ -61,7 +63,7 @@ class DiffDesk:
         self._catalog = catalog
         self._context = context
 
-    def diff(self, before: str, after: str) -> PointDiff:
+    def diff(self, before: str, after: str, *, ranges: bool = True) -> PointDiff:
         """Raises NotFound, UsageError for points of different vaults; Corrupt, ObjectMissing."""
         with self._catalog.read() as session:
             rows = [find.point_named(session, ref) for ref in (before, after)]
@@ -77,7 +79,7 @@ class DiffDesk:
             before=first.id,
             after=second.id,
             machines=list(dict.fromkeys((first.machine.name, second.machine.name))),
-            disks=[_compared(reader, target, first, second) for target in _targets(first, second)],
+            disks=[_compared(reader, target, first, second, ranges=ranges) for target in _targets(first, second)],
         )
 
 
@@ -85,7 +87,7 @@ def _targets(first: Point, second: Point) -> list[str]:
     return list(dict.fromkeys(disk.target for point in (first, second) for disk in point.disks))
 
 
-def _compared(reader: BlockReader, target: str, first: Point, second: Point) -> DiskDiff:
+def _compared(reader: BlockReader, target: str, first: Point, second: Point, *, ranges: bool) -> DiskDiff:
     from workers.vault import BlockMap
     from workers.vault.mapdiff import differences
 
@@ -97,14 +99,23 @@ def _compared(reader: BlockReader, target: str, first: Point, second: Point) -> 
     if old.block_size != new.block_size:
         why = f"blocks of {old.block_size >> 10} KiB in the first and of {new.block_size >> 10} KiB in the second"
         return DiskDiff(target=target, **sizes, incomparable=why)
-    ranges = []
+    listed, count = [], 0
     totals: dict[Kind, int] = {}
     for start, length, change in differences(maps[0], maps[1]):
-        ranges.append(RangeView(start=start, length=length, change=change.value))
+        count += 1
+        if ranges:
+            listed.append(RangeView(start=start, length=length, change=change.value))
         totals[change.value] = totals.get(change.value, 0) + length
     changed = sum(totals.values())
-    share = changed / max(old.capacity, new.capacity) if changed else 0.0
-    return DiskDiff(target=target, **sizes, changed_bytes=changed, share=round(share, 6), bytes=totals, ranges=ranges)
+    return DiskDiff(
+        target=target,
+        **sizes,
+        changed_bytes=changed,
+        share=round(changed / max(old.capacity, new.capacity, 1), 6),
+        bytes=totals,
+        range_count=count,
+        ranges=listed,
+    )
 
 
 def _disk(point: Point, target: str) -> DiskPoint | None:

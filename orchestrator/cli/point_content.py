@@ -27,7 +27,7 @@ def diff_points(
 ) -> int:
     """Show what changed between two points, per disk: from their maps, without reading data."""
     out = session.out
-    found = session.service.diff.diff(before, after)
+    found = session.service.diff.diff(before, after, ranges=ranges or out.as_json)
     for disk in found.disks:
         out.record("diff", {"before": found.before, "after": found.after, **disk.model_dump(mode="json")})
     if len(found.machines) > 1:
@@ -58,7 +58,7 @@ def _row(disk: DiskDiff) -> tuple[str, ...]:
         else size(disk.capacity_after or 0),
         size(disk.changed_bytes),
         f"{100 * disk.share:.2f} %",
-        str(len(disk.ranges)),
+        str(disk.range_count),
         *(size(disk.bytes.get(kind, 0)) for kind in ("rewritten", "filled", "zeroed")),
     )
 
