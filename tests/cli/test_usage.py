@@ -18,7 +18,7 @@ COMMANDS = [
     *(f"point {name}" for name in ("list", "show", "verify", "delete", "diff", "export")),
     *(f"restore {name}" for name in ("vm", "disk")),
     *(f"job {name}" for name in ("list", "show", "watch", "cancel")),
-    *(f"vault {name}" for name in ("list", "stats", "verify", "rebuild-catalog")),
+    *(f"vault {name}" for name in ("list", "stats", "verify", "rebuild-catalog", "replicate", "mirror-sync")),
     *(f"vault key {name}" for name in ("list", "add", "remove", "verify")),
 ]
 

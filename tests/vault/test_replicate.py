@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.vault.faulty import Died, FaultyStore, Plan
-from tests.vault.pictures import KEY, backup, content, image, new_vault, read_disk, reopened
+from tests.vault.pictures import KEY, PACK, backup, content, image, new_vault, read_disk, reopened
+from tests.vault.stepped import MemoryStore
 from tests.vault.test_mirror import files
 from workers.contract.errors import Busy, NoSpace, VaultError, VaultMissing
 from workers.contract.seams import Store
 from workers.vault import Vault
 from workers.vault.copying import Pace
 from workers.vault.gone import GONE, note_gone, read_gone, strike_off
+from workers.vault.mirror import MirrorStore
 from workers.vault.packs import PAGE
 from workers.vault.rebuild import rebuild_index
 from workers.vault.replicate import ReplicaReport, replicate
 from workers.vault.stores import DirectoryStore
+from workers.vault.sweep import Settings, sweep
 from workers.vault.verify import Level, verify
 
 PICTURES = {"p1": "ABCDEFGHIJ", "p2": "AB0Kk0"}
@@ -242,16 +247,17 @@ def test_the_original_vanishes_in_the_middle(tmp_path: Path) -> None:
 
 
 class Meanwhile(FaultyStore):
-    """A source in which something is done once, just before the first piece of a pack is read."""
+    """A source in which something is done once, just before the first piece of a pack is read, or packs are listed."""
 
-    def __init__(self, inner: Store, act: Callable[[], object]) -> None:
+    def __init__(self, inner: Store, act: Callable[[], object], call: str = "get") -> None:
         super().__init__(inner)
         self._acts = [act]
+        self._call = call
 
-    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        while name.startswith("packs/") and self._acts:
+    def _enter(self, call: str, name: str) -> int:
+        while call == self._call and name.startswith("packs/") and self._acts:
             self._acts.pop()()
-        return super().get(name, offset, length)
+        return super()._enter(call, name)
 
 
 def test_a_point_that_is_made_meanwhile_waits_for_the_next_run_and_brings_no_half_point(tmp_path: Path) -> None:
@@ -286,6 +292,27 @@ def test_a_compaction_meanwhile_leaves_no_point_without_its_blocks(tmp_path: Pat
     assert report.points == 2
     assert points(replica(tmp_path)) == EXPECTED
     assert vault.readable("p1")
+
+
+def test_a_compaction_between_two_lists(tmp_path: Path) -> None:
+    """The packs of the list are new, the segments old: nothing that the old ones name may go."""
+    vault = original(tmp_path)
+    run(tmp_path)
+    here = Meanwhile(source(tmp_path), lambda: compacted(reopened(tmp_path, cache="sweeper")), "list")
+    replicate(here, target(tmp_path), delay=timedelta(0), now=NOW, threads=1)
+    assert points(replica(tmp_path)) == EXPECTED
+    assert same(tmp_path)
+    assert vault.readable("p1")
+
+
+def test_a_mirror_gives_the_copy_that_is_good(tmp_path: Path) -> None:
+    original(tmp_path)
+    shutil.copytree(tmp_path / "vault", tmp_path / "mirror")
+    path = sorted((tmp_path / "vault/packs").iterdir())[0]
+    path.write_bytes(bytes(64) + path.read_bytes()[64:])
+    mirror = MirrorStore({place: partial(DirectoryStore, tmp_path / place) for place in ("vault", "mirror")})
+    assert replicate(mirror, target(tmp_path), delay=WEEK).not_copied == []
+    assert points(replica(tmp_path)) == EXPECTED
 
 
 def test_a_point_that_is_deleted_meanwhile(tmp_path: Path) -> None:
@@ -447,3 +474,54 @@ def test_notes(tmp_path: Path) -> None:
     assert sorted((note.names[0][-1], note.time) for note in read_gone(store)) == [("7", NOW), ("p", NOW + WEEK)]
     (tmp_path / "second/gone/00000004").write_bytes(b"{}")
     assert [note.names[0][-1] for note in read_gone(store)] == ["7"]
+
+
+# --- beside writers and sweeps -----------------------------------------------------------------------------------
+
+
+class Lively(FaultyStore):
+    """A store to whose vault something happens now and then, between two calls of somebody else."""
+
+    def __init__(self, inner: Store, rng: random.Random, act: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._rng = rng
+        self._act = act
+
+    def _enter(self, call: str, name: str) -> int:
+        if self._rng.random() < 0.12:
+            self._act()
+        return super()._enter(call, name)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_beside_backups_deletions_and_sweeps(tmp_path: Path, seed: int) -> None:
+    """At the end of every run each point of the replica is whole, with no delay at all."""
+    rng = random.Random(seed)
+    store, there = MemoryStore(tmp_path), MemoryStore(tmp_path)
+    vault, _ = Vault.create(store, key=KEY, cache_dir=tmp_path / "writer")
+    alive: dict[str, str] = {}
+    made: dict[str, str] = {}
+
+    def act() -> None:
+        choice = rng.random()
+        if choice < 0.4 or len(alive) < 2:
+            point = f"p{len(made)}"
+            made[point] = alive[point] = "".join(rng.choices("ABCDEFGHIJKLMNOP", k=8))
+            backup(vault, point, {"vda": alive[point]})
+        elif choice < 0.65:
+            point = rng.choice(sorted(alive))
+            del alive[point]
+            vault.delete_point(point)
+        else:
+            sweep(vault, now=NOW, settings=Settings(pack_size=PACK))
+
+    for _ in range(4):
+        act()
+    here = Lively(store, rng, act)
+    for _ in range(6):
+        replicate(here, there, delay=timedelta(0), now=NOW, threads=1, force=True)
+        second = Vault.open(there, key=KEY, cache_dir=tmp_path / "second")
+        assert points(second) == {point: image(made[point]) for point in points(second)}
+        assert verify(second, Level.IDS).ok
+    replicate(store, there, delay=timedelta(0), now=NOW, force=True)
+    assert sorted(points(Vault.open(there, key=KEY, cache_dir=tmp_path / "second"))) == sorted(alive)

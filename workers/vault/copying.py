@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,8 +41,6 @@ class Copies:
     objects: int = 0
     bytes: int = 0
     refused: list[NotCopied] = field(default_factory=list)
-    vanished: list[str] = field(default_factory=list)
-    """Removed from the source since they were listed."""
 
 
 class Pace:
@@ -76,9 +75,19 @@ def addressed(name: str) -> bool:
 
 
 def copy_object(source: Store, target: Store, info: ObjectInfo, pace: Pace | None = None) -> bool:
-    """Copy one object; False: the target has one of that name. Raises ObjectMissing if the source has it no more,
-    Corrupt if it is not what was written, and what else stores raise."""
-    pieces = _pieces(source, info, pace or Pace())
+    """Copy one object, from a good copy if the source is a mirror; False: the target has one of that name. Raises
+    ObjectMissing if the source has it no more, Corrupt if it is not what was written, and what else stores raise."""
+    try:
+        return _copy(source, target, info, pace or Pace())
+    except Corrupt:
+        for one in source.copies() if len(source.copies()) > 1 else ():
+            with suppress(Corrupt, ObjectMissing):
+                return _copy(one, target, info, pace or Pace())
+        raise
+
+
+def _copy(source: Store, target: Store, info: ObjectInfo, pace: Pace) -> bool:
+    pieces = _pieces(source, info, pace)
     if info.size <= _PIECE:
         data = b"".join(pieces)
         _check(info.name, hashlib.sha256(data))
@@ -133,7 +142,7 @@ def copy_all(
         try:
             copy_object(source, target, info, pace)
         except ObjectMissing:
-            copies.vanished.append(info.name)
+            return  # removed since it was listed
         except Corrupt as error:
             copies.refused.append(NotCopied(object=info.name, problem=str(error)))
         else:

@@ -7,8 +7,9 @@ names, so at the end of such a pass every segment that is here finds its packs h
 comes was deleted meanwhile, and needs nothing any more. The marker comes last: a replica that was cut off in the
 middle is no vault yet. Objects never change, so a run that was cut off is simply run again.
 
-Deletions follow (`gone.py`): packs are compared before points, so a point is never noted later than the packs that
-went because of it; and what is removed here is removed points first, packs last.
+Deletions follow (`gone.py`): packs and segments are compared as that last pass listed them, and their successors are
+here; points are compared after it. So a point is never noted later than the packs that went because of it, and what
+still lives never needs a pack that was noted. What is removed here is removed points first, packs last.
 
 The failures prevented: a copy of damage (what has its hash for a name is checked while it passes); a replica that is
 emptied because the original was (a delay; no more than half of the points at once; nothing at all where the original
@@ -128,7 +129,8 @@ class _Replication:
         self._tell = tell
         self._stage = ""
         self._done = self._total = 0
-        self._copied: dict[str, ObjectInfo] = {}
+        self._there: set[str] = set()
+        """Packs and segments of the source, as the last pass found them."""
         self.report: dict[str, Any] = {"not_copied": []}
 
     def check(self) -> None:
@@ -153,19 +155,15 @@ class _Replication:
         for _ in range(_PASSES):
             segments = listed(self._source, "index/")
             packs = listed(self._source, "packs/")
-            done = Copies()
+            self._there = {*packs, *segments}
             for kind, present in (("packs", packs), ("index", segments)):
                 there = listed(self._target, f"{kind}/")
                 wanted = [one for name, one in present.items() if name not in there and name not in refused]
-                taken = self._take(kind, wanted)
-                refused |= {one.object for one in taken.refused}
-                done.vanished += taken.vanished
+                refused |= {one.object for one in self._take(kind, wanted).refused}
             after = listed(self._source, "index/").keys()
-            if not done.vanished and after == segments.keys():
+            if after == segments.keys() or self._dry_run:
                 return
-            if self._dry_run:
-                return
-            grown = not done.vanished and after > segments.keys()
+            grown = after > segments.keys()
         if not grown:
             raise Busy(
                 "the vault is swept at the same time, and did not stand still for long enough",
@@ -196,7 +194,7 @@ class _Replication:
     def follow(self, now: datetime, delay: timedelta, force: bool) -> None:
         """Note what is gone from the source, strike off what came back, remove what is due."""
         here = listed(self._target, *_FOLLOWED)
-        there = listed(self._source, *reversed(_FOLLOWED))  # packs first, points last
+        there = self._there | listed(self._source, "keys/", "pins/", "points/").keys()
         if not force and here and not any(name.startswith(("packs/", "points/")) for name in there):
             self.report["held_back"] = "the original holds nothing"
             return
