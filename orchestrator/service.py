@@ -41,13 +41,14 @@ from orchestrator.config import Config
 from orchestrator.config_file import Policy
 from orchestrator.diff_desk import DiffDesk
 from orchestrator.guest_desk import GuestDesk
+from orchestrator.integrity_desk import Advance, IntegrityDesk
 from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.states import TERMINAL
 from orchestrator.plan import base_checkpoint
 from orchestrator.replica_desk import ReplicaDesk
 from orchestrator.upkeep_desk import UpkeepDesk
-from orchestrator.vault_desk import Advance, VaultDesk, require_primary
+from orchestrator.vault_desk import VaultDesk, require_primary
 from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view, point_view
 from workers.context import Context
 from workers.contract.errors import Busy, HypervisorError, NotFound, StillframeError, UsageError
@@ -59,7 +60,7 @@ from workers.contract.points import Consistency, Point
 if TYPE_CHECKING:
     from orchestrator.engine import Engine
     from workers.vault import SlotInfo, VaultStats
-    from workers.vault.verify import Level, VerifyReport
+    from workers.vault.findings import Level, Share, VerifyReport
 
 __all__ = ["JobView", "MachineView", "PointView", "Service", "VaultView"]
 
@@ -88,6 +89,7 @@ class Service:
         self.diff = DiffDesk(catalog, self._context)
         self.replicas = ReplicaDesk(config, catalog, self._context)
         self.upkeep = UpkeepDesk(config, self._context)
+        self.integrity = IntegrityDesk(config, catalog, self._context)
         self._running: Engine | None = None
         self.settled: list[str] = []
         """What was settled at the start."""
@@ -414,13 +416,15 @@ class Service:
 
     # --- vaults ----------------------------------------------------------------------------------------------------
 
-    def verify_vault(self, name: str | None, level: Level, on_progress: Advance | None = None) -> VerifyReport:
-        return self._desk.verify(name, level, on_progress)
+    def verify_vault(
+        self, name: str | None, level: Level, on_progress: Advance | None = None, *, share: Share | None = None
+    ) -> VerifyReport:
+        return self.integrity.verify(name, level, on_progress, share=share)
 
     def verify_point(self, ref: str, level: Level, on_progress: Advance | None = None) -> VerifyReport:
         with self._catalog.read() as session:
             row = find.point_named(session, ref)
-        return self._desk.verify(row.vault, level, on_progress, points=[row.id])
+        return self.integrity.verify(row.vault, level, on_progress, points=[row.id])
 
     def vaults(self) -> list[VaultView]:
         return self._desk.views()

@@ -1,16 +1,15 @@
-"""What people do with a vault itself: make it, look into it, verify it, and manage who can open it.
+"""What people do with a vault itself: make it, look into it, and manage who can open it.
 
 The half of `Service` that concerns vaults and not jobs; it needs neither Celery nor a hypervisor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.catalog.points import mark_damaged, note_replica, points_of, put_point, remove_point, see_machine
+from orchestrator.catalog.points import note_replica, points_of, put_point, remove_point, see_machine
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
 from orchestrator.views import VaultView
@@ -20,9 +19,6 @@ from workers.contract.points import Point
 
 if TYPE_CHECKING:
     from workers.vault import SlotInfo, Vault, VaultStats
-    from workers.vault.verify import Level, Progress, VerifyReport
-
-Advance = Callable[["Progress"], None]
 
 
 def require_primary(config: Config, name: str | None) -> str:
@@ -99,26 +95,6 @@ class VaultDesk:
 
     def stats(self, name: str | None) -> VaultStats:
         return self.open(name).stats()
-
-    def verify(
-        self, name: str | None, level: Level, on_progress: Advance | None, points: list[str] | None = None
-    ) -> VerifyReport:
-        """Check the vault, or only some points of it, and remember in the catalog which points are damaged."""
-        from workers.vault.verify import Level, verify
-
-        vault_name = self._config.vault_name(name)
-        report = verify(self.open(vault_name), level, on_progress=on_progress, points=points)
-        damage: dict[str, str] = {}
-        for finding in report.findings:
-            for hit in finding.affected:
-                damage.setdefault(hit.point, f"{finding.object}: {finding.problem}")
-        with self._catalog.write() as session:
-            for row in points_of(session, vault=vault_name):
-                found = damage.get(row.id, "")
-                # Only a level that reads everything may say that a point is whole again.
-                if found or (level is Level.FULL and (points is None or row.id in points)):
-                    mark_damaged(session, row.id, found)
-        return report
 
     def rebuild_catalog(self, name: str | None) -> int:
         """Read the points of one vault, or of all, into the catalog, and forget those that are gone; how many."""

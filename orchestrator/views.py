@@ -83,6 +83,8 @@ class PointView(Value):
     alerts: list[str]
     damaged: str
     """What a verify found; empty: nothing."""
+    verified: datetime | None = None
+    """When a verify last read blocks of it and found nothing that affects it; None: never."""
     records: dict[str, str] = {}
     """What applications gave to be kept: `50-postgresql/backup_label` → text."""
     note: str = ""
@@ -200,6 +202,7 @@ def point_view(row: PointRow, *, note: str = "") -> PointView:
         not_included=point.not_included,
         alerts=point.alerts,
         damaged=row.damaged,
+        verified=row.verified,
         records=point.records,
         note=note,
     )

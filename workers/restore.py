@@ -167,6 +167,7 @@ def restore_disk(vault: Vault, command: RestoreDisk, threads: int, watch: Watch)
         run.report()
     finally:
         target.close()
+        vault.tell_damage()
     _publish(unfinished, path, keep=not command.standalone)
     return DiskRestored(
         target=command.target, written_bytes=run.written.written_bytes, seconds=round(time.monotonic() - started, 3)

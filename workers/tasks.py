@@ -29,7 +29,7 @@ from workers.contract.errors import (
     describe,
 )
 from workers.contract.machines import Inventory, Power
-from workers.contract.points import Consistency, DiskPoint, Mode, Point
+from workers.contract.points import Consistency, DiskPoint, Mode, Point, healed_words
 from workers.contract.seams import Hypervisor
 from workers.quiesce import Guest, Notes
 
@@ -154,7 +154,7 @@ class Tasks:
             self._require_unwritten(command)
         if source.size != command.disk.capacity:
             raise DiskError(f"{plan.target} was resized between its inventory and its snapshot")
-        return m.DiskTransferred(disk=_disk_point(command, done), alert=done.alert)
+        return m.DiskTransferred(disk=_disk_point(command, done), alert=done.alert, healed=done.healed)
 
     def _require_unwritten(self, command: m.TransferDisk) -> None:
         if not command.online:
@@ -336,7 +336,7 @@ def _disk_point(command: m.TransferDisk, done: transfer.Transferred) -> DiskPoin
         block_size=plan.block_size,
         root=done.root.hex(),
         mode=Mode.FULL if done.alert else plan.mode,
-        reason=done.alert or plan.reason,
+        reason=done.alert or plan.reason + (f"; {healed_words(done.healed)}" if done.healed else ""),
         checkpoint=None,
         options=disk.source_options,
         figures=done.figures,

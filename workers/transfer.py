@@ -9,6 +9,8 @@ compared with the base; one mismatch and the whole disk is read (research, gap 1
 stale but look valid, after a storage roll-back for instance). The last unchanged data block is always in the sample:
 a disk that shrank and grew again since the base has lost its tail, and QEMU's bitmap the memory of it; then that block
 is the one that certainly differs.
+
+Nor is the vault: what it has lost is read again although nothing changed (`healing.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import random
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from workers.contract.errors import Corrupt, ObjectMissing
@@ -24,6 +27,7 @@ from workers.contract.extents import Kind
 from workers.contract.points import Bottleneck, Figures
 from workers.contract.seams import BlockSource
 from workers.disks.blocks import block_runs
+from workers.healing import Healing
 from workers.parallel import share_out
 from workers.vault import BlockMap, BlockWriter, MapWriter, Vault
 
@@ -69,6 +73,8 @@ class Transferred:
     figures: Figures
     alert: str
     """Not empty: change tracking was wrong, and the disk was read in full."""
+    healed: int = 0
+    """Unchanged blocks that were read again because the vault had lost them."""
 
 
 def transfer_disk(
@@ -80,7 +86,7 @@ def transfer_disk(
     source fails or its extents do not tile the disk, and whatever `watch` raises.
     """
     started = time.monotonic()
-    with vault.writer() as writer:
+    with _telling(vault), vault.writer() as writer:
         tally = Tally(source.size)
         run, alert = _incremental(source, vault, writer, settings, base, watch, tally) if base else (None, "")
         if run is None or alert:
@@ -97,7 +103,16 @@ def transfer_disk(
             seconds=round(time.monotonic() - started, 3),
             bottleneck=run.measured().bottleneck,
         )
-    return Transferred(root, figures, alert)
+    return Transferred(root, figures, alert, run.healing.blocks)
+
+
+@contextmanager
+def _telling(vault: Vault) -> Iterator[None]:
+    """Damage that is met on the way is told to every host, however it ends."""
+    try:
+        yield
+    finally:
+        vault.tell_damage()
 
 
 def _incremental(
@@ -138,6 +153,7 @@ class _Run:
         self._base = base
         self._watch = watch
         self._reader = vault.reader()
+        self.healing = Healing.of(base, writer)
         self.blocks = MapWriter(writer, self._reader, source.size, settings.block_size, base)
         self.tally = tally
         self._started = self._watched = time.monotonic()
@@ -165,7 +181,7 @@ class _Run:
         extents = self._source.extents(trust_changes=self._base is not None)
         inheritable = None if self._base is None else self._base.size
         unit = max(READ_UNIT, block)
-        for run in block_runs(extents, size, block, inheritable=inheritable):
+        for run in self.healing.runs(block_runs(extents, size, block, inheritable=inheritable)):
             start, end = run.first * block, min((run.first + run.count) * block, size)
             if run.kind is Kind.DATA:
                 for offset in range(start, end, unit):
@@ -195,20 +211,25 @@ class _Run:
             self._watch(self.measured())
 
     def _carry_some(self, units: Iterator[tuple[int, int]]) -> None:
-        block, put, keep = self._settings.block_size, self._writer.put, self.blocks.set
+        block, put = self._settings.block_size, self._writer.put
         waited = [0.0]
         self._waits.append(waited)
         since = time.monotonic()
         for offset, data in self._source.read(units):
             waited[0] += time.monotonic() - since
             for start in range(0, len(data), block):
-                keep((offset + start) // block, put(data[start : start + block]))
+                index, id = (offset + start) // block, put(data[start : start + block])
+                self.healing.seen(index, id)
+                self.blocks.set(index, id)
             since = time.monotonic()
 
     def audit(self) -> str:
         """Read the sample again; what was wrong, or nothing."""
         block, size = self._settings.block_size, self._source.size
         base = self._base
+        if self.healing.wrong is not None:
+            start = self.healing.wrong * block
+            return f"change tracking called bytes {start} to {min(start + block, size)} unchanged, but they differ"
         if base is None or self._last_inherited is None:
             return ""
         chosen = sorted({*self._audited, self._last_inherited})

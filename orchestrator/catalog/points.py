@@ -44,15 +44,14 @@ def document(row: PointRow) -> Point:
 
 
 def newest_base(session: Session, machine_uuid: str, vault: str) -> Point | None:
-    """The newest point some of whose disks have a checkpoint. Not a damaged one: its damage would be inherited. One
-    that is deleted is whole until that is final; from then on it has no row."""
+    """The newest point some of whose disks have a checkpoint; a damaged one too, since what the vault has lost of it is
+    read again (`workers/healing.py`). One that is deleted is whole until that is final; from then on it has no row."""
     row = session.exec(
         select(PointRow)
         .where(
             PointRow.machine_uuid == machine_uuid,
             PointRow.vault == vault,
             col(PointRow.has_checkpoint),
-            PointRow.damaged == "",
         )
         .order_by(col(PointRow.time).desc())
         .limit(1)
@@ -120,6 +119,11 @@ def note_replica(session: Session, vault: str, replica: str, held: Collection[st
         names = set(row.replicas.split()) - {replica} | ({replica} if row.id in held else set())
         row.replicas = " ".join(sorted(names))
     session.flush()
+
+
+def mark_verified(session: Session, point_id: str, when: datetime) -> None:
+    """Blocks of it were read then."""
+    session.connection().execute(update(PointRow).where(col(PointRow.id) == point_id).values(verified=when))
 
 
 def see_machine(session: Session, machine: MachineRef, seen: datetime | None = None) -> None:

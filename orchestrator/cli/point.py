@@ -79,6 +79,7 @@ def show_point(session: Session, point: PointRef) -> None:
         out.say(f"replicas     {' '.join(found.replicas)}")
     if found.damaged:
         out.say(f"damaged      {found.damaged}")
+    out.say(f"verified     {moment(found.verified) if found.verified else 'never'}")
     out.table(
         ("disk", "size", "mode", "read", "new", "stored", "rate", "limit", "because"),
         [

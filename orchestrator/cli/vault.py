@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import replica, sweep
+from orchestrator.cli import integrity, replica, sweep
 from orchestrator.cli.options import command, group
 from orchestrator.cli.output import is_terminal, moment, size
 from orchestrator.cli.run import Session
-from orchestrator.cli.verify import advancing, level_of, show_report
 
 if TYPE_CHECKING:
-    from orchestrator.cli.verify import Advance
+    from orchestrator.integrity_desk import VaultHealth
     from workers.vault.keys import SlotInfo
-    from workers.vault.verify import Level, VerifyReport
 
 app = group("Vaults: contents, verification, keys.")
 keys = group("Who can open a vault: its key slots.")
 app.add_typer(keys, name="key")
+integrity.register(app)
 sweep.register(app)
 replica.register(app)
 
@@ -57,13 +56,36 @@ def list_vaults(session: Session) -> None:
 
 @command(app, "stats")
 def vault_stats(session: Session, vault: VaultArgument = None) -> None:
-    """Show what a vault holds, and what deduplication saves."""
+    """Show what a vault holds, what deduplication saves, and when it was last verified."""
     name = session.config.vault_name(vault)
-    stats = session.service.vault_stats(name)
+    stats, health = session.service.vault_stats(name), session.service.integrity.health(name)
     shown = stats.model_dump(mode="json")
-    session.out.record("vault_stats", {"vault": name, **shown})
+    session.out.record("vault_stats", {"vault": name, **shown, "health": health.model_dump(mode="json")})
     for key, value in shown.items():
         session.out.say(f"{key.replace('_', ' '):<16} {_figure(key, value)}")
+    for key, text in _health(health):
+        session.out.say(f"{key:<16} {text}")
+
+
+def _health(health: VaultHealth) -> list[tuple[str, str]]:
+    """What is known of its integrity, in words."""
+    never = [share for share, time in health.shares.items() if time is None]
+    known = {time: share for share, time in health.shares.items() if time is not None}
+    lines = [("verified", moment(health.last) if health.last else "never: stillframe vault verify")]
+    if health.oldest is not None:
+        lines.append(("packs hashed", f"all since {moment(health.oldest)}; the oldest part is {known[health.oldest]}"))
+    elif known:
+        lines.append(
+            (
+                "packs hashed",
+                f"{len(known)} of {len(health.shares)} parts; never: {', '.join(never[:5])}"
+                + (f" and {len(never) - 5} more" if len(never) > 5 else ""),
+            )
+        )
+    damage = "none known"
+    if health.damaged_packs:
+        damage = f"{health.damaged_packs} packs, {len(health.damaged_points)} points: stillframe vault repair"
+    return [*lines, ("damage", damage)]
 
 
 def _figure(key: str, value: object) -> str:
@@ -72,37 +94,6 @@ def _figure(key: str, value: object) -> str:
     if isinstance(value, dict):
         return "  ".join(f"{part} {_figure(key if 'bytes' in key else part, one)}" for part, one in value.items())
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-@command(app, "verify")
-def verify_vault(
-    session: Session,
-    vault: VaultArgument = None,
-    ids: Annotated[bool, typer.Option("--ids", help="Every block of every point is in the index.")] = False,
-    packs: Annotated[bool, typer.Option("--packs", help="Every pack's SHA-256; needs no key.")] = False,
-    sample: Annotated[bool, typer.Option("--sample", help="Ids, and a sample of blocks read (the default).")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Ids, and every block read, decrypted and hashed.")] = False,
-) -> int:
-    """Check that everything in a vault is what was written."""
-    level = level_of(ids=ids, packs=packs, sample=sample, full=full, default="sample")
-    name = session.config.vault_name(vault)
-    with advancing(session, f"vault {name}") as advance:
-        report = _verified(session, name, level, advance)
-    return show_report(session, f"vault {name}", level, report)
-
-
-def _verified(session: Session, name: str, level: Level, advance: Advance) -> VerifyReport:
-    """The report; packs can be checked by somebody who has no key, a host that keeps replicas for example."""
-    from workers.contract.errors import WrongKey
-    from workers.vault.places import open_place
-    from workers.vault.verify import Level, verify_packs
-
-    try:
-        return session.service.verify_vault(name, level, advance)
-    except WrongKey:
-        if level is not Level.PACKS:
-            raise
-        return verify_packs(open_place(session.config.worker.vaults[name]), on_progress=advance)
 
 
 @command(app, "rebuild-catalog")

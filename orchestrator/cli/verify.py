@@ -67,13 +67,17 @@ def show_report(session: Session, what: str, level: Level, report: VerifyReport)
     code = FAILED if report.findings else OK
     out.record("verify", {**report.model_dump(mode="json"), "what": what, "level": level.value, "ok": code == OK})
     for finding in report.findings:
-        out.say(f"{what}: {finding.object}: {finding.problem}{_needed_by(finding)}")
+        out.say(f"{what}: {finding.object}: {finding.problem}{needed_by(finding)}")
+    if report.repaired:
+        out.say(f"{what}: {report.repaired} packs that were damaged are whole again")
     if code == OK:
         out.say(f"{what}: {_WORDS[level.value]}")
+    else:
+        out.note("stillframe vault repair takes good copies from mirrors and replicas, if there are any")
     return code
 
 
-def _needed_by(finding: Finding) -> str:
+def needed_by(finding: Finding) -> str:
     hit = [f"{one.point[:8]} ({one.machine} {one.target})" for one in finding.affected]
     more = f" and {len(hit) - 5} more" if len(hit) > 5 else ""
     return f"; needed by {', '.join(hit[:5])}{more}" if hit else ""

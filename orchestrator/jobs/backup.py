@@ -46,7 +46,7 @@ from workers.contract.messages import (
     WorkerLost,
     sf_name,
 )
-from workers.contract.points import Mode, Point
+from workers.contract.points import Mode, Point, healed_words
 
 S = JobState
 
@@ -228,6 +228,9 @@ def _disk_transferred(job: BackupJob, event: DiskTransferred) -> Step:
     changes: dict[str, object] = {"transferred": {**job.transferred, target: event.disk}}
     if event.alert:
         changes["alerts"] = {**job.alerts, target: event.alert}
+    if event.healed:
+        changes["healed"] = {**job.healed, target: event.healed}
+        changes["warnings"] = [*job.warnings, f"{target}: {healed_words(event.healed)}"]
     return _join(job.model_copy(update=changes))
 
 
@@ -250,6 +253,7 @@ def _join(job: BackupJob) -> Step:
             transferred=job.transferred,
             not_included=job.not_included,
             alerts=job.alerts,
+            healed=job.healed,
         ),
         job.snapshot,
     )

@@ -54,6 +54,9 @@ class BackupJob(Value):
     gone: list[str] = []
     """Disks whose transfer has failed or was cancelled: they will not report again."""
     alerts: dict[str, str] = {}
+    """Target → how change tracking was found wrong."""
+    healed: dict[str, int] = {}
+    """Target → unchanged blocks that were read again because the vault had lost them."""
     new_point: Point | None = None
     """As sent to be committed."""
 

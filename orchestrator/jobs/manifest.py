@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from orchestrator.plan import base_checkpoint
 from workers.contract.machines import MachineRef
 from workers.contract.messages import DiskPlan, SnapshotInfo
-from workers.contract.points import Consistency, DiskPoint, NotIncluded, Point
+from workers.contract.points import Consistency, DiskPoint, NotIncluded, Point, healed_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Parts:
     transferred: dict[str, DiskPoint]
     not_included: list[NotIncluded]
     alerts: dict[str, str]
+    healed: dict[str, int]
 
 
 def build_point(parts: Parts, snapshot: SnapshotInfo) -> Point:
@@ -55,7 +56,10 @@ def build_point(parts: Parts, snapshot: SnapshotInfo) -> Point:
             "consistency_reason": snapshot.consistency_reason,
             "frozen_ms": snapshot.frozen_ms,
             "records": snapshot.guest.records,
-            "alerts": [f"{target}: {alert}" for target, alert in sorted(parts.alerts.items())],
+            "alerts": [
+                *(f"{target}: {alert}" for target, alert in sorted(parts.alerts.items())),
+                *(f"{target}: {healed_words(blocks)}" for target, blocks in sorted(parts.healed.items())),
+            ],
         }
     )
 

@@ -153,6 +153,20 @@ def test_alert_takes_the_trust_from_a_bitmap_that_would_be_kept() -> None:
     assert commit.point.alerts == ["vda: an unchanged block differs"]
 
 
+def test_blocks_that_were_healed_are_told_and_take_no_trust_away() -> None:
+    world = World()
+    run_backup(world, "p1")
+    world.power = Power.OFF
+    job, [first, second] = until(world, new_job(world, "p2"), S.TRANSFERRING)
+    healed = world.perform(first)
+    assert isinstance(healed, DiskTransferred)
+    job, _ = advance(job, healed.model_copy(update={"healed": 3}))
+    job, [commit] = advance(job, world.perform(second))
+    assert isinstance(commit, CommitPoint)
+    assert [d.checkpoint for d in commit.point.disks] == ["sf-job-p1"] * 2
+    assert commit.point.alerts == job.warnings == ["vda: 3 damaged blocks of the vault read again"]
+
+
 def test_refused_base_demotes_that_disk_in_the_same_run() -> None:
     world = World()
     run_backup(world, "p1")

@@ -127,3 +127,16 @@ def render(vault: Vault) -> str:
         letters = "".join(names.get(entry.id, "#") for entry in vault.index.entries(pack))
         lines.append(f"pack {at}: {letters}")
     return "\n".join(lines)
+
+
+def damage_block(folder: Path, vault: Vault, letter: str) -> str:
+    """Flip a bit inside the sealed block of a letter; the name of its pack."""
+    (location,) = vault.index.find(vault.reader().block_id(image(letter)))
+    damage_at(folder / "vault" / location.pack, location.entry.offset + 7)
+    return location.pack
+
+
+def damage_at(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 4
+    path.write_bytes(data)

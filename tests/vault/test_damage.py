@@ -5,21 +5,41 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.vault.pictures import BLOCK, KEY, backup, content, image, new_vault, read_disk, reopened
+from tests.vault.pictures import (
+    BLOCK,
+    KEY,
+    backup,
+    content,
+    damage_at,
+    damage_block,
+    image,
+    new_vault,
+    read_disk,
+    reopened,
+)
 from workers.contract.errors import Corrupt, NewerFormat, ObjectMissing, StillframeError, VaultError
 from workers.contract.points import Point
 from workers.vault import Vault, open_store
+from workers.vault.condemned import condemn, give_verdict
+from workers.vault.damage import Copy, record_damage
 from workers.vault.index import Location
 from workers.vault.packs import PackBuilder
+from workers.vault.sealing import encode_plain
+from workers.vault.sweep import sweep
 from workers.vault.verify import Affected, Level, Progress, verify, verify_packs
 
+MOMENT = "2026-11-22T02:00:00+00:00"
 PICTURES = {"p1": {"vda": "AaB0CDEF", "vdb": "bG"}, "p2": {"vda": "--H--c--", "vdb": "--"}}
 CONTENT = {"p1": {"vda": "AaB0CDEF", "vdb": "bG"}, "p2": {"vda": "AaH0CcEF", "vdb": "bG"}}
 KINDS = ("vault.json", "keys/", "keyring/", "packs/", "index/", "points/", "sessions/")
+NOTES = ("trash/", "pins/", "locks/", "condemned/", "verdicts/", "damage/")
+"""What is said about packs and points; no restore needs it."""
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +51,25 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vault.announce("job", "p3")
     vault.close()
     return folder
+
+
+@pytest.fixture
+def noted(copy: Path) -> Path:
+    """The same with notes of every kind, which concern nothing that any of its points needs."""
+    vault = reopened(copy)
+    store, nothing = vault.store, bytes(31) + b"x"
+    condemnation = condemn(store, vault.keys, [nothing])
+    assert give_verdict(store, vault.keys, condemnation, [nothing])
+    record_damage(store, vault.keys, [Copy(nothing, nothing)])
+    deletion = {"by": "anna", "number": 1, "point": "p0", "reason": "", "time": MOMENT, "until": MOMENT}
+    for name, fields in {
+        "trash/p0.1": deletion,
+        "trash/p0.1.end": {"by": "anna", "outcome": "restored", "time": MOMENT},
+        "pins/p0": {"by": "anna", "point": "p0", "reason": "", "time": MOMENT},
+        "locks/00000001": {"approval": "", "by": "anna", "days": 1, "number": 1, "time": MOMENT},
+    }.items():
+        assert store.put(name, encode_plain(fields))
+    return copy
 
 
 @pytest.fixture
@@ -56,6 +95,10 @@ def cut(path: Path, rng: random.Random) -> None:
 
 def grow(path: Path, rng: random.Random) -> None:
     path.write_bytes(path.read_bytes() + rng.randbytes(rng.randrange(1, 100)))
+
+
+def empty(path: Path, _rng: random.Random) -> None:
+    path.write_bytes(b"")
 
 
 def refreshed(folder: Path) -> Vault:
@@ -99,6 +142,49 @@ def test_damage_is_noticed(copy: Path, kind: str, damage: object, seed: int) -> 
         assert kind in ("vault.json", "keys/", "keyring/")
         return
     assert name in [finding.object for finding in report.findings]
+
+
+@pytest.mark.parametrize("damage", [flip, cut, grow, empty])
+@pytest.mark.parametrize("kind", NOTES)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_note_is_noticed_and_stops_no_restore(
+    noted: Path, kind: str, damage: Callable[[Path, random.Random], None], seed: int
+) -> None:
+    rng = random.Random(f"{kind} {seed}")
+    path = rng.choice(objects(noted, kind))
+    damage(path, rng)
+    assert right_or_error(noted, "cold") == 4
+    vault = reopened(noted, cache="cold")
+    report = verify(vault, Level.IDS)
+    (finding,) = report.findings
+    assert finding.object == str(path.relative_to(noted / "vault"))
+    assert finding.affected == []
+    if kind == "condemned/":
+        with pytest.raises((Corrupt, NewerFormat)) as caught:
+            vault.writer()
+        assert caught.value.hint
+    else:
+        backup(vault, "p9", {"vda": "AZ"})
+        assert read_disk(vault, vault.point("p9").disks[0]) == image("AZ")
+
+
+@pytest.mark.parametrize("kind", NOTES)
+def test_notes_that_are_gone_stop_nothing(noted: Path, kind: str) -> None:
+    for path in objects(noted, kind):
+        path.unlink()
+    assert right_or_error(noted, "cold") == 4
+    vault = reopened(noted, cache="cold")
+    assert verify(vault, Level.FULL).ok
+    backup(vault, "p9", {"vda": "AZ"})
+
+
+def test_a_condemnation_that_cannot_be_read_keeps_sweeps_from_removing_anything(noted: Path) -> None:
+    (path,) = objects(noted, "condemned/")
+    cut(path, random.Random(1))
+    before = objects(noted, "packs/")
+    with pytest.raises(Corrupt):
+        sweep(reopened(noted), now=datetime.now(UTC))
+    assert objects(noted, "packs/") == before
 
 
 @pytest.mark.parametrize("kind", ["packs/", "index/"])
@@ -148,27 +234,14 @@ def test_each_level_on_a_good_vault(copy: Path) -> None:
     assert verify_packs(vault.store).ok
 
 
-def damage_block(folder: Path, vault: Vault, letter: str) -> str:
-    """Flip a bit inside the sealed block of a letter; the name of its pack."""
-    (location,) = vault.index.find(vault.reader().block_id(image(letter)))
-    damage_at(folder / "vault" / location.pack, location.entry.offset + 7)
-    return location.pack
-
-
-def damage_at(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 4
-    path.write_bytes(data)
-
-
 def test_a_finding_says_which_disks_of_which_points_are_affected(copy: Path) -> None:
     vault = reopened(copy)
     pack = damage_block(copy, vault, "B")
-    for level in (Level.PACKS, Level.FULL, Level.SAMPLE):
+    assert verify(vault, Level.IDS).ok
+    for level in (Level.PACKS, Level.FULL, Level.SAMPLE, Level.IDS):  # the last looks at no pack, and knows
         (finding,) = verify(vault, level).findings
         assert finding.object == pack
         assert finding.affected == [Affected(point="p1", machine="web", target="vda")]
-    assert verify(vault, Level.IDS).ok
     (finding,) = verify(vault, Level.FULL, points=["p2"]).findings
     assert finding.affected == []  # the pack is damaged, but not in what p2 needs
     with pytest.raises(Corrupt, match=pack):

@@ -11,6 +11,7 @@ from tests.vault.faulty import Died, FaultyStore, Plan
 from tests.vault.pictures import backup, image, point_of, read_disk
 from workers.contract.errors import Corrupt, Locked, NotFound, WrongClock
 from workers.vault import Vault, trash
+from workers.vault.checkup import damaged_objects
 from workers.vault.sealing import encode_plain
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -256,7 +257,7 @@ def test_a_deletion_that_cannot_be_read_stands(vault: Vault, tmp_path: Path, oth
     path.write_bytes(lying if other else b"{}")
     assert trash.standing(vault.store)["p1"].reason == "(what is written of it cannot be read)"
     assert sweep(vault, 10_000) == []
-    assert [name for name, _ in vault.damaged_objects()] == ([] if other else ["trash/p1.1"])
+    assert [name for name, _ in damaged_objects(vault)] == ([] if other else ["trash/p1.1"])
     assert trash.undelete(vault, "p1", now=NOW, by="ben")
     assert trash.standing(vault.store) == {}
 

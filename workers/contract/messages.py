@@ -283,6 +283,8 @@ class DiskTransferred(Value):
     """`checkpoint` is None here: which one tracks this disk from now on is decided at the commit."""
     alert: str = ""
     """Not empty: change tracking was found wrong, and the disk was read in full."""
+    healed: int = 0
+    """Blocks that did not change and were read again, because the vault had lost them."""
 
 
 class PointCommitted(Value):

@@ -68,6 +68,11 @@ class DiskPoint(Value):
     figures: Figures = Figures()
 
 
+def healed_words(blocks: int) -> str:
+    """What is said where blocks were read again because the vault had lost them."""
+    return f"{blocks} damaged block{'s' if blocks > 1 else ''} of the vault read again"
+
+
 class NotIncluded(Value):
     target: str
     reason: str

@@ -35,7 +35,7 @@ def block_runs(
     tail of a disk that has grown) is read even if it is called unchanged; None: there is no base. Raises DiskError
     if the extents do not tile the disk.
     """
-    return _joined(_pieces(tiled(extents, size), size, block_size, _whole_blocks(size, block_size, inheritable)))
+    return joined(_pieces(tiled(extents, size), size, block_size, _whole_blocks(size, block_size, inheritable)))
 
 
 def _whole_blocks(size: int, block_size: int, inheritable: int | None) -> int:
@@ -75,7 +75,8 @@ def _settled(first: int, count: int, kind: Kind, base_blocks: int) -> Iterator[B
         yield BlockRun(first + inherited, count - inherited, Kind.DATA)
 
 
-def _joined(runs: Iterable[BlockRun]) -> Iterator[BlockRun]:
+def joined(runs: Iterable[BlockRun]) -> Iterator[BlockRun]:
+    """The same blocks, neighbours of one kind in one run."""
     last: BlockRun | None = None
     for run in runs:
         if last is not None and last.kind is run.kind:

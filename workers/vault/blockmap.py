@@ -118,6 +118,18 @@ class BlockMap:
             elif child != ZERO_ID:
                 yield index * FANOUT + at, child
 
+    def pages(self) -> Iterator[tuple[int, int, bytes, bytes]]:
+        """Every page that is not ZERO, from the top down: `(level, index, id, the ids that it lists)`."""
+        yield from self._pages(self.shape.height - 1, 0, self.root)
+
+    def _pages(self, level: int, index: int, id: bytes) -> Iterator[tuple[int, int, bytes, bytes]]:
+        if id == ZERO_ID:
+            return
+        ids = self.load(id, level, index)
+        yield level, index, id, ids
+        for at in range(len(ids) // ID if level else 0):
+            yield from self._pages(level - 1, index * FANOUT + at, ids[at * ID : at * ID + ID])
+
     def last_data(self, first: int, end: int) -> int | None:
         """Index of the last block of `[first, end)` that is not zero, or None. Reads at most 2·height pages."""
         return self._last_data(self.shape.height - 1, 0, self.root, first, end)

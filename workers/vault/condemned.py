@@ -14,6 +14,11 @@ VERDICTS = "verdicts/"
 MOST_PACKS = 200_000
 """In one condemnation: a sealed object has a largest size."""
 _DIGEST = 32
+_UNREADABLE_HINT = (
+    "`stillframe vault repair` takes it from a copy; else, while no sweep runs anywhere, remove that object and its"
+    " verdict: they only say which packs may go"
+)
+"""Without it nobody can say on which packs to rely; and to store everything anew would fill the vault unasked."""
 
 
 def condemn(store: Store, keys: Keyring, packs: Iterable[bytes]) -> str:
@@ -28,7 +33,7 @@ def read_condemnation(store: Store, keys: Keyring, name: str) -> frozenset[bytes
     """The packs in it. Raises ObjectMissing, Corrupt, NewerFormat."""
     data = store.get(name)
     if PREFIX + hashlib.sha256(data).hexdigest() != name:
-        raise Corrupt(f"{name} is not what was written")
+        raise Corrupt(f"{name} is not what was written", hint=_UNREADABLE_HINT)
     return _digests(open_object(CONDEMNED, keys.data, keys.vault, "", data, what=name), name)
 
 

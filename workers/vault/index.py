@@ -2,7 +2,8 @@
 
 Segments are the truth that writers share; the cache (SQLite, 55 bytes a block on disk and next to nothing in memory)
 only makes it quick to ask, and is thrown away whenever it is doubted. It names the segments it holds: what vanished
-from the vault leaves the cache at the next refresh, so that no writer relies on a block that is gone.
+from the vault leaves the cache at the next refresh, so that no writer relies on a block that is gone. The same holds
+for damaged copies (`damage.py`): a refresh costs one more listing, and nothing else where there is no damage.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import hashlib
 import sqlite3
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from workers.contract.errors import Corrupt, ObjectMissing, VaultError
+from workers.contract.errors import Corrupt, NoSpace, ObjectMissing, VaultError
 from workers.contract.seams import Store
-from workers.vault.packs import ENTRY_SIZE, Entry, decode_entries, encode_entries, pack_name
+from workers.vault import damage
+from workers.vault.cache import environment, transaction
+from workers.vault.damage import Copy
+from workers.vault.packs import ENTRY_SIZE, Entry, decode_entries, digest_of, encode_entries, pack_name
 from workers.vault.sealing import INDEX, Keyring, open_object, seal_object
 
 FLUSH = 65_536
@@ -26,7 +30,7 @@ FLUSH = 65_536
 PREFIX = "index/"
 _PACK = struct.Struct(">32sI")
 T = TypeVar("T")
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 _SCHEMA = f"""
 CREATE TABLE segments (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE packs (id INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL UNIQUE);
@@ -35,34 +39,14 @@ CREATE TABLE blocks (
     id BLOB NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL, stored INTEGER NOT NULL, plain INTEGER NOT NULL,
     kind INTEGER NOT NULL, codec INTEGER NOT NULL, PRIMARY KEY (id, pack)
 ) WITHOUT ROWID;
-CREATE TABLE distrusted (id BLOB NOT NULL, pack INTEGER NOT NULL, PRIMARY KEY (id, pack)) WITHOUT ROWID;
+{damage.SCHEMA}
 PRAGMA user_version = {_SCHEMA_VERSION};
 """
-_COPIES = """
-SELECT pack FROM blocks WHERE id = ? AND NOT EXISTS
-    (SELECT 1 FROM distrusted WHERE distrusted.id = blocks.id AND distrusted.pack = blocks.pack)
-"""
-_ROWS = """
-SELECT id, pack, stored, NOT EXISTS
-    (SELECT 1 FROM distrusted WHERE distrusted.id = blocks.id AND distrusted.pack = blocks.pack)
-FROM blocks WHERE (id, pack) > (?, ?) ORDER BY id, pack LIMIT ?
-"""
+_BLOCKS = "blocks JOIN packs ON packs.id = blocks.pack"
 _NAMED = """
 SELECT segments.name, packs.id, packs.digest FROM named
     JOIN segments ON segments.id = named.segment JOIN packs ON packs.id = named.pack
 """
-_ENVIRONMENT = frozenset(
-    {
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-    }
-)
 Packs = dict[bytes, list[Entry]]
 """SHA-256 of a pack → its entries."""
 
@@ -142,14 +126,21 @@ class Index:
         self._db: sqlite3.Connection | None = None
         self.damaged: dict[str, str] = {}
         """Segments that could not be read at the last refresh: name → why. Their blocks count as unknown."""
+        self.damaged_records: dict[str, str] = {}
+        """The same of records of damage."""
+        self._sound = False
+        """No damage is known: nothing needs to be looked up, on the way of every block."""
 
     def refresh(self) -> None:
-        """Take over the segments that the vault has now. Raises VaultError if the store cannot be listed."""
+        """Take over the segments, and the records of damage, that the vault has now. Raises VaultError if the store
+        cannot be listed."""
         self._use(self._refresh)
 
     def _refresh(self, db: sqlite3.Connection) -> None:
         while not self._took_over(db):
             pass
+        self.damaged_records = damage.refresh(db, self._store, self._keys)
+        self._sound = not damage.any_known(db)
 
     def _took_over(self, db: sqlite3.Connection) -> bool:
         """False: a segment was removed after it was listed; another one has taken its place, which must be found."""
@@ -194,7 +185,10 @@ class Index:
             last = found[-1][:2]
 
     def _some_rows(self, last: tuple[bytes, int], size: int) -> list[tuple[bytes, int, int, bool]]:
-        return self._use(lambda db: db.execute(_ROWS, (*last, size)).fetchall())
+        good, source = ("1", "blocks") if self._sound else (f"NOT {damage.IS_DAMAGED}", _BLOCKS)
+        query = f"SELECT blocks.id, pack, stored, {good} FROM {source} WHERE (blocks.id, pack) > (?, ?)"
+        ordered = f"{query} ORDER BY blocks.id, pack LIMIT ?"
+        return self._use(lambda db: db.execute(ordered, (*last, size)).fetchall())
 
     def segments_of(self, packs: Iterable[bytes]) -> dict[str, list[bytes]]:
         """Segments that name one of `packs` (digests) → all packs that they name."""
@@ -209,30 +203,62 @@ class Index:
     def has(self, id: bytes, reliable: set[int]) -> bool:
         """Whether a block need not be stored again: a copy of it is in one of those packs (numbers), and not
         known to be damaged."""
-        rows = self._use(lambda db: db.execute(_COPIES, (id,)).fetchall())
+        query = "SELECT pack FROM blocks WHERE id = ?"
+        if not self._sound:
+            query = f"SELECT pack FROM {_BLOCKS} WHERE blocks.id = ? AND NOT {damage.IS_DAMAGED}"
+        rows = self._use(lambda db: db.execute(query, (id,)).fetchall())
         return any(pack in reliable for (pack,) in rows)
 
-    def distrust(self, id: bytes, pack: str) -> None:
-        """A copy turned out to be damaged: deduplication no longer relies on it, so that the next backup that reads
-        the block stores it again. A cache that is made anew has to find out again."""
-        query = "INSERT OR IGNORE INTO distrusted SELECT ?, id FROM packs WHERE digest = ?"
-        digest = bytes.fromhex(pack.rpartition("/")[2])
-        self._use(lambda db: db.execute(query, (id, digest)))
-
-    def distrust_pack(self, pack: str) -> None:
-        """The same of all copies in a pack that is gone."""
-        query = "INSERT OR IGNORE INTO distrusted SELECT blocks.id, pack FROM blocks JOIN packs ON packs.id = pack"
-        digest = bytes.fromhex(pack.rpartition("/")[2])
-        self._use(lambda db: db.execute(f"{query} WHERE packs.digest = ?", (digest,)))
-
     def find(self, id: bytes) -> list[Location]:
-        """Every known copy of a block."""
-        query = (
-            "SELECT packs.digest, offset, stored, plain, kind, codec FROM blocks JOIN packs ON packs.id = blocks.pack"
-            " WHERE blocks.id = ?"
-        )
+        """Every known copy of a block, those that are known to be damaged last."""
+        columns = "packs.digest, offset, stored, plain, kind, codec"
+        query = f"SELECT {columns} FROM {_BLOCKS} WHERE blocks.id = ? ORDER BY {damage.IS_DAMAGED}, packs.id"
         rows = self._use(lambda db: db.execute(query, (id,)).fetchall())
         return [Location(pack_name(digest), Entry(id, *rest)) for digest, *rest in rows]
+
+    # --- damage ----------------------------------------------------------------------------------------------------
+
+    def doubtful(self) -> bool:
+        """Whether there is any block that may be lost, packs that are missing aside. Costs nothing to speak of."""
+        return bool(self.damaged) or not self._sound
+
+    def lost(self, ids: Sequence[bytes], missing: Collection[bytes]) -> set[bytes]:
+        """Those of `ids` (at most 32,000) of which no good copy is known, whatever is condemned. `missing`: packs
+        (digests) that the store does not have."""
+        wanted = ",".join("?" * len(ids))
+        query = (
+            f"SELECT blocks.id, packs.digest FROM {_BLOCKS} WHERE blocks.id IN ({wanted}) AND NOT {damage.IS_DAMAGED}"
+        )
+        rows = self._use(lambda db: db.execute(query, ids).fetchall())
+        return set(ids).difference(id for id, digest in rows if digest not in missing)
+
+    def distrust(self, id: bytes, pack: str) -> None:
+        """A copy turned out to be damaged (`WHOLE`: all in the pack): deduplication no longer relies on it, so that
+        the next backup that reads the block stores it again. `tell_damage` lets the other hosts know."""
+        copy = Copy(digest_of(pack), id)
+        self._use(lambda db: damage.found(db, copy))
+        self._sound = False
+
+    def damage(self) -> set[Copy]:
+        """Every copy that is known to be damaged."""
+        return set(self._use(damage.known))
+
+    def damage_objects(self) -> frozenset[str]:
+        """The records that the last refresh found, and could read."""
+        return frozenset(self._use(damage.objects))
+
+    def tell_damage(self) -> None:
+        """Write what was found here into the vault, for every host to know. Where that cannot be done (a store that
+        is read-only, or full) it stays known here, and is tried again at the next call."""
+        with suppress(NoSpace, VaultError):
+            self._use(lambda db: damage.tell(db, self._store, self._keys))
+
+    def settle_damage(self, good: Collection[bytes], objects: Collection[str]) -> None:
+        """Strike the packs `good` off the records `objects`: they are whole again, or gone for good. Records that came
+        since are left alone: they may be newer than what is known of the packs. Raises VaultError, Locked."""
+        self._use(lambda db: damage.settle(db, self._store, self._keys, good, objects))
+
+    # --- what it holds ---------------------------------------------------------------------------------------------
 
     def entries(self, pack: str) -> list[Entry]:
         """What the index says of one pack (`packs/…`), in order of offset; empty if it does not name it."""
@@ -240,8 +266,7 @@ class Index:
             "SELECT blocks.id, offset, stored, plain, kind, codec FROM blocks JOIN packs ON packs.id = blocks.pack"
             " WHERE packs.digest = ? ORDER BY offset"
         )
-        digest = bytes.fromhex(pack.rpartition("/")[2])
-        return [Entry(*row) for row in self._use(lambda db: db.execute(query, (digest,)).fetchall())]
+        return [Entry(*row) for row in self._use(lambda db: db.execute(query, (digest_of(pack),)).fetchall())]
 
     def packs(self) -> list[str]:
         """Names of the packs that the index names."""
@@ -269,7 +294,7 @@ class Index:
                 try:
                     return act(self._connection())
                 except sqlite3.DatabaseError as error:
-                    if _environment(error):
+                    if environment(error):
                         raise
                     self._discard()
                     db = self._connection()
@@ -310,26 +335,8 @@ class Index:
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
 
 
-def _environment(error: sqlite3.DatabaseError) -> bool:
-    """Whether the host is to blame (disk full, no permission, locked), and not what is in the file."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in _ENVIRONMENT
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
-
-
 def _insert(db: sqlite3.Connection, name: str, packs: Packs) -> None:
-    with _transaction(db):
+    with transaction(db):
         if not db.execute("INSERT OR IGNORE INTO segments (name) VALUES (?)", (name,)).rowcount:
             return  # another process was quicker
         (segment,) = db.execute("SELECT id FROM segments WHERE name = ?", (name,)).fetchone()
@@ -345,10 +352,9 @@ def _insert(db: sqlite3.Connection, name: str, packs: Packs) -> None:
 def _forget(db: sqlite3.Connection, names: Iterable[str]) -> None:
     """Drop segments, and the blocks of packs that no other segment names."""
     orphans = "(SELECT id FROM packs WHERE id NOT IN (SELECT pack FROM named))"
-    with _transaction(db):
+    with transaction(db):
         for name in names:
             db.execute("DELETE FROM named WHERE segment = (SELECT id FROM segments WHERE name = ?)", (name,))
             db.execute("DELETE FROM segments WHERE name = ?", (name,))
-        for table in ("blocks", "distrusted"):
-            db.execute(f"DELETE FROM {table} WHERE pack IN {orphans}")
+        db.execute(f"DELETE FROM blocks WHERE pack IN {orphans}")
         db.execute(f"DELETE FROM packs WHERE id IN {orphans}")

@@ -52,6 +52,11 @@ def pack_name(digest: bytes) -> str:
     return f"packs/{digest.hex()}"
 
 
+def digest_of(name: str) -> bytes:
+    """The inverse of `pack_name`."""
+    return bytes.fromhex(name.rpartition("/")[2])
+
+
 def aad(vault: bytes, kind: int, codec: int, id: bytes, plain: int) -> bytes:
     return _AAD.pack(vault, kind, codec, id, plain)
 

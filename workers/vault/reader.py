@@ -2,14 +2,17 @@
 
 The cipher binds a sealed block to its id, and the hash is computed again after decompression: whatever the store
 returns, the caller gets the bytes that were written, or an error that names the pack. If a block has several copies,
-a damaged one is passed over. Whoever finds damage tells the index, so that no later point is built on it.
+a damaged one is passed over; if the vault has several stores, each one's bytes are tried. Whoever finds damage tells
+the index, so that no later point is built on it. A pack that is gone may have been replaced by a sweep on another
+host: then the index knows better after a refresh.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import zstandard
@@ -17,7 +20,7 @@ from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from workers.contract.errors import Corrupt, ObjectMissing
+from workers.contract.errors import Corrupt, NewerFormat, ObjectMissing, VaultError
 from workers.contract.seams import Store
 from workers.vault.index import Index, Location
 from workers.vault.packs import DATA, LARGEST_BLOCK, PAGE, RAW, ZERO_ID, ZSTD, aad, nonce, pack_cipher
@@ -35,9 +38,9 @@ class _Recent(Generic[V]):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._values: OrderedDict[str | bytes, V] = OrderedDict()
+        self._values: OrderedDict[Hashable, V] = OrderedDict()
 
-    def get(self, key: str | bytes, make: Callable[[], V]) -> V:
+    def get(self, key: Hashable, make: Callable[[], V]) -> V:
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -81,40 +84,44 @@ class BlockReader:
     def _get(self, kind: int, id: bytes) -> bytes:
         if id == ZERO_ID:
             raise ValueError("the zero block is not stored")
-        try:
-            return self._known(kind, id)
-        except ObjectMissing:
-            self._index.refresh()  # a sweep may have put it into another pack meanwhile
-            return self._known(kind, id)
-
-    def _known(self, kind: int, id: bytes) -> bytes:
-        first: Corrupt | ObjectMissing | None = None
-        for location in self._index.find(id):
-            try:
-                return self.open(location, kind)
-            except (Corrupt, ObjectMissing) as error:
-                first = first or error
+        tried: list[Location] = []
+        first: Corrupt | NewerFormat | ObjectMissing | None = None
+        while left := [location for location in self._index.find(id) if location not in tried]:
+            for location in left:
+                try:
+                    return self.open(location, kind)
+                except (Corrupt, NewerFormat, ObjectMissing) as error:
+                    first = first or error
+            tried += left
+            self._index.refresh()
         if first is not None:
             raise first
         raise ObjectMissing(f"block {id.hex()[:16]}… is in no index segment of the vault", hint=_MISSING_HINT)
 
     def open(self, location: Location, kind: int) -> bytes:
-        """One copy of a block, checked; one that fails is distrusted. Raises ObjectMissing, Corrupt."""
+        """One copy of a block, checked; one that is damaged is distrusted, even if another store of the vault has the
+        right bytes. (One in a pack that is gone need not be: no writer relies on what it does not find.)
+        Raises ObjectMissing, Corrupt, NewerFormat."""
         try:
-            return self._opened(location, kind)
-        except (Corrupt, ObjectMissing):
-            self._index.distrust(location.entry.id, location.pack)
+            return self._opened(self._store, location, kind)
+        except (Corrupt, NewerFormat, ObjectMissing) as error:
+            if isinstance(error, Corrupt):
+                self._index.distrust(location.entry.id, location.pack)
+            places = self._store.copies()
+            for place in places if len(places) > 1 else ():
+                with suppress(VaultError):
+                    return self._opened(place, location, kind)
             raise
 
-    def _opened(self, location: Location, kind: int) -> bytes:
+    def _opened(self, store: Store, location: Location, kind: int) -> bytes:
         name, entry = location
         where = f"block {entry.id.hex()[:16]}… in {name}"
         if entry.kind != kind:
             raise Corrupt(f"{where} is of another kind than was asked for")
         if entry.plain > LARGEST_BLOCK or entry.stored > entry.plain + TAG:
             raise Corrupt(f"{where} is larger than a block can be")
-        cipher = self._ciphers.get(name, lambda: pack_cipher(self._store, name, self._keys))
-        sealed = self._store.get(name, entry.offset, entry.stored)
+        cipher = self._ciphers.get((store.features.place, name), lambda: pack_cipher(store, name, self._keys))
+        sealed = store.get(name, entry.offset, entry.stored)
         try:
             data = cipher.decrypt(
                 nonce(entry.offset), sealed, aad(self._keys.vault, kind, entry.codec, entry.id, entry.plain)

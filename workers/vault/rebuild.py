@@ -6,10 +6,36 @@ taken over, so a rebuild never loses what could be read before it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
+
 from workers.contract.errors import Corrupt, NewerFormat, ObjectMissing
+from workers.vault.condemned import read_condemned
 from workers.vault.index import FLUSH, PREFIX, Packs, write_segment
-from workers.vault.packs import read_footer
+from workers.vault.packs import digest_of, pack_name, read_footer
 from workers.vault.vault import Vault
+
+
+def unnamed_packs(vault: Vault) -> dict[str, int]:
+    """Packs that no segment names, with their sizes: the segment is lost, or its writer has died or is still at work.
+    Not those that a sweep is about to remove. Raises Corrupt if a condemnation cannot be read."""
+    condemned = read_condemned(vault.store, vault.keys)
+    sizes, _ = vault.packs()
+    named = set(vault.index.packs())
+    return {name: size for name, size in sizes.items() if name not in named and digest_of(name) not in condemned}
+
+
+def name_packs(vault: Vault, wanted: Mapping[str, int]) -> list[str]:
+    """Write a segment for packs that no other names; those whose footer could be read. Never wrong: two segments may
+    name one pack."""
+    packs: Packs = {}
+    for name, size in wanted.items():
+        with suppress(Corrupt, NewerFormat, ObjectMissing):
+            packs[digest_of(name)] = read_footer(vault.store, name, size, vault.keys)
+    if packs:
+        write_segment(vault.store, vault.keys, packs)
+        vault.index.refresh()
+    return [pack_name(digest) for digest in packs]
 
 
 def rebuild_index(vault: Vault) -> int:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from workers.contract.errors import (
     NotFound,
     ObjectMissing,
     VaultError,
-    VaultMissing,
     WrongKey,
 )
 from workers.contract.machines import Value
@@ -33,17 +31,15 @@ from workers.vault.identity import add_keyring, check_empty, read_keyring, read_
 from workers.vault.index import Index
 from workers.vault.keys import KEY_SIZE, SlotInfo, format_phrase, make_slot, read_slots, unwrap
 from workers.vault.manifest import decode_manifest
-from workers.vault.packs import TARGET
+from workers.vault.packs import TARGET, digest_of
 from workers.vault.reader import BlockReader
 from workers.vault.sealing import (
     POINT,
     Keyring,
-    decode_plain,
     open_object,
     seal_object,
 )
 from workers.vault.sessions import SessionInfo, announce, sessions, withdraw
-from workers.vault.stores import MARKER
 from workers.vault.writer import BlockWriter
 
 _POINT_ID = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -131,10 +127,27 @@ class Vault:
         """A writer that knows what the vault has now; it closes packs at `pack_size` bytes. Whoever will commit has
         announced its session before. Raises VaultMissing, VaultError."""
         condemned = read_condemned(self.store, self._keys)  # before the packs: what left it meanwhile is not listed
-        packs = {bytes.fromhex(info.name.removeprefix("packs/")) for info in self.store.list("packs/")}
+        self._index.tell_damage()
+        packs, missing = self.packs()
+        reliable = self._index.numbers({digest_of(name) for name in packs} - condemned)
+        missing_packs = {digest_of(name) for name in missing}
+        return BlockWriter(self.store, self._keys, self._index, reliable, missing=missing_packs, pack_size=pack_size)
+
+    def packs(self) -> tuple[dict[str, int], frozenset[str]]:
+        """Sizes in bytes of the packs that are there, and names of those that the index names and that are missing. The
+        index is refreshed. Right beside writers and sweeps: who makes a pack creates it before its segment, who removes
+        one removes its segments first."""
+        sizes = {info.name: info.size for info in self.store.list("packs/")}
         self._index.refresh()
-        reliable = self._index.numbers(packs - condemned)
-        return BlockWriter(self.store, self._keys, self._index, reliable, pack_size=pack_size)
+        if not set(self._index.packs()) <= sizes.keys():
+            sizes |= {info.name: info.size for info in self.store.list("packs/")}  # one may be new
+            if not set(self._index.packs()) <= sizes.keys():
+                self._index.refresh()  # or just swept
+        return sizes, frozenset(self._index.packs()) - sizes.keys()
+
+    def tell_damage(self) -> None:
+        """Write the damage that was met by readers of this vault into it, for every host to know; best effort."""
+        self._index.tell_damage()
 
     def reader(self, *, refresh: bool = True) -> BlockReader:
         """A reader of what the vault has now, or had at the last look. Raises VaultError."""
@@ -230,9 +243,13 @@ class Vault:
 
     def _read_point(self, point_id: str) -> Point | None:
         """None for an aborted marker. Raises ObjectMissing, Corrupt, NewerFormat."""
+        return self.decoded(point_id, self.store.get(_point_name(point_id)))
+
+    def decoded(self, point_id: str, data: bytes) -> Point | None:
+        """What `data`, from wherever it is, says as the manifest of a point; None for an aborted marker. Only who has
+        the vault's key could have made it, and only under that name. Raises Corrupt, NewerFormat."""
         name = _point_name(point_id)
-        plain = open_object(POINT, self._keys.data, self._keys.vault, name, self.store.get(name))
-        return decode_manifest(plain, point_id, name)
+        return decode_manifest(open_object(POINT, self._keys.data, self._keys.vault, name, data), point_id, name)
 
     # --- keys ------------------------------------------------------------------------------------------------------
 
@@ -273,26 +290,10 @@ class Vault:
         self._index = Index(self.store, self._keys, self._cache_dir)
         return version
 
-    def damaged_objects(self) -> list[tuple[str, str]]:
-        """`(name, why)` of marker, key slots, keyring, sessions, deletions and pins that cannot be read."""
-        found: list[tuple[str, str]] = []
-        checks: list[tuple[str, Callable[[], object]]] = [
-            (MARKER, lambda: read_marker(self.store)),
-            ("keyring", lambda: read_keyring(self.store, self._master, self._keys.vault)),
-        ]
-        for prefix in ("keys/", "sessions/", trash.TRASH, trash.PINS):
-            for info in self.store.list(prefix):
-                checks.append((info.name, partial(self._read_plain, info.name)))
-        for name, check in checks:
-            try:
-                check()
-            except (Corrupt, NewerFormat, VaultMissing) as error:
-                found.append((name, str(error)))
-        return found
-
-    def _read_plain(self, name: str) -> None:
-        with suppress(ObjectMissing):  # a session that ended since it was listed
-            decode_plain(self.store.get(name), name)
+    def check_keyring(self) -> None:
+        """Read marker and keyring again. Raises Corrupt, NewerFormat, VaultMissing."""
+        read_marker(self.store)
+        read_keyring(self.store, self._master, self._keys.vault)
 
     # --- figures ---------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -65,12 +66,22 @@ class BlockWriter:
     exception, it removes what is unfinished (blocks in packs that are durable already stay known to later writers)."""
 
     def __init__(
-        self, store: Store, keys: Keyring, index: Index, reliable: set[int], *, pack_size: int = TARGET
+        self,
+        store: Store,
+        keys: Keyring,
+        index: Index,
+        reliable: set[int],
+        *,
+        missing: Collection[bytes] = (),
+        pack_size: int = TARGET,
     ) -> None:
+        """`reliable`: numbers of packs in the index; `missing`: packs (digests) that the index names and that the store
+        does not have."""
         self._store = store
         self._keys = keys
         self._index = index
         self._reliable = reliable
+        self._missing = missing
         self._pack_size = pack_size
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -114,6 +125,18 @@ class BlockWriter:
     def write_seconds(self) -> float:
         """Spent in sealing and writing packs, and in waiting to do so, summed over threads."""
         return sum(stats.write for stats in self._register)
+
+    # --- what is lost ----------------------------------------------------------------------------------------------
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether blocks may be lost: damage is known, or packs or segments are missing."""
+        return bool(self._missing) or self._index.doubtful()
+
+    def lost(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Those of `ids` (at most 32,000) of which the vault has no good copy, as far as is known. Put, they are stored
+        again, and every point that needs them is whole again."""
+        return self._index.lost(ids, self._missing)
 
     # --- the way of a block ----------------------------------------------------------------------------------------
 
