@@ -158,3 +158,14 @@ def test_a_new_mirror(cli: Cli) -> None:
     assert files(cli.folder / "vault") == files(cli.folder / "mirror")
     assert cli.run("vault", "list", "--json").line("vault")["problem"] == ""
     assert cli.run("restore", "disk", "p1", "vda", "--to", "vda.raw").code == 0
+
+
+def test_a_vault_is_made_on_all_its_stores(cli: Cli) -> None:
+    configure(cli, MAIN + 'mirrors = ["file://./mirror"]\n')
+    fill(cli)
+    assert (cli.folder / "mirror/vault.json").exists()
+    (cli.folder / "mirror").rename(cli.folder / "away")
+    doctor = cli.run("doctor").out
+    assert "stillframe vault mirror-sync main" in doctor
+    assert cli.run("init").code == 0
+    assert not (cli.folder / "mirror").exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -312,3 +313,15 @@ def test_a_delete_that_is_cut_off_is_done_again(tmp_path: Path, kind: str, where
         assert again.problems() == []
         again.delete("points/p1")
         assert list(again.list("points/")) == []
+
+
+def test_of_many_that_create_a_name_one_wins_on_both_stores(tmp_path: Path) -> None:
+    made(tmp_path).close()
+    stores = [open_place(config(tmp_path)) for _ in range(4)]
+    for turn in range(5):
+        with ThreadPoolExecutor(4) as pool:
+            tries = [pool.submit(store.put, f"points/x{turn}", b"%d" % at) for at, store in enumerate(stores)]
+        won = [one.result() for one in tries]
+        assert won.count(True) == 1
+        for place in ("one", "two"):
+            assert (tmp_path / place / f"points/x{turn}").read_bytes() == b"%d" % won.index(True)

@@ -46,9 +46,8 @@ def sync_store(
     check_target(source, target)
     for name in remove:
         target.delete(name)
-    heal_all = [info for info in missing(source, target, *DECIDING) if info.name.startswith("keyring/")]
-    for info in heal_all:
-        heal(source, target, info.name)  # first: by them a store that was cut off is told from another vault's
+    # The keyring first: by it a store that was cut off is told from another vault's.
+    small = [info for info in missing(source, target, "keyring/") if heal(source, target, info.name)]
     wanted = missing(source, target, *_BLOCKS)
     total, done = sum(info.size for info in wanted), 0
 
@@ -58,12 +57,12 @@ def sync_store(
         on_progress(Progress(stage="packs", done=done, total=total))
 
     copies = copy_all(source, target, wanted, on_bytes=advance)
-    small = [info for info in missing(source, target, *DECIDING) if heal(source, target, info.name)]
+    small += [info for info in missing(source, target, *DECIDING) if heal(source, target, info.name)]
     heal(source, target, MARKER)
     return SyncReport(
         place=target.features.place,
-        objects=copies.objects + len(heal_all) + len(small),
-        bytes=copies.bytes + sum(info.size for info in (*heal_all, *small)),
+        objects=copies.objects + len(small),
+        bytes=copies.bytes + sum(info.size for info in small),
         removed=len(remove),
         not_copied=copies.refused,
     )
