@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,17 @@ def test_a_name_that_only_the_first_has_is_taken_and_given_to_the_other(tmp_path
     inner.put("points/p9", b"committed, and then the power went")
     assert not store.put("points/p9", b"aborted")
     assert DirectoryStore(tmp_path / "two").get("points/p9") == b"committed, and then the power went"
+
+
+def test_a_name_that_is_taken_is_given_to_all_others(tmp_path: Path) -> None:
+    names = ("one", "two", "three")
+    store = MirrorStore({name: partial(DirectoryStore, tmp_path / name, create=True) for name in names}, create=True)
+    store.put("vault.json", b"m")
+    for name in names[:2]:
+        (tmp_path / name / "sessions").mkdir()
+        (tmp_path / name / "sessions/j").write_bytes(b"announced, and killed before the third")
+    assert not store.put("sessions/j", b"announced")
+    assert (tmp_path / "three/sessions/j").read_bytes() == b"announced, and killed before the third"
 
 
 def test_a_point_that_the_first_has_lost_cannot_be_fenced(tmp_path: Path) -> None:

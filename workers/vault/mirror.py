@@ -226,11 +226,13 @@ class MirrorStore:
         return copy
 
     def _taken(self, name: str, first: Store, others: Sequence[Store]) -> bool:
-        """Whether an object that the first has lost is still with another; then it exists, and is brought back."""
-        return not addressed(name) and any(
-            next((True for info in other.list(name) if info.name == name), False) and heal(other, first, name)
-            for other in others
-        )
+        """Whether another than the first has an object already. Then it exists: one that the first has lost is brought
+        back, and all have it."""
+        if addressed(name) or not any(name in listed(other, name) and heal(other, first, name) for other in others):
+            return False
+        for other in others:
+            heal(first, other, name)
+        return True
 
     def staging(self) -> Path:
         """The first store's, where its largest file need not be copied."""
