@@ -106,6 +106,13 @@ class Config(Value):
         name = self.protected_by(hypervisor, machine)
         return self.policies[self.protect[name].policy] if name is not None else None
 
+    def policies_into(self, vault: str, hypervisor: str, machine: str) -> dict[str, Policy]:
+        """The policies, by name, of all sections that cover the machine and back it up into that vault. Raises
+        UsageError if a section names no vault and there is no default."""
+        sections = [self.protect[name] for name in self.protections(hypervisor, machine)]
+        used = [section.policy for section in sections if self.vault_name(section.vault) == vault]
+        return {name: self.policies[name] for name in used}
+
     def asked_consistency(self, hypervisor: str, machine: str) -> Consistency | None:
         """What the file asks for this machine in so many words, by its policy or under `[backup]`; None: nothing."""
         policy = self.policy_for(hypervisor, machine)

@@ -12,11 +12,12 @@ a period is kept without being counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 
-from orchestrator.config_file import Retention
+from orchestrator.config_file import Policy, Retention
+from orchestrator.schedules import zone_of
 
 UNKEPT = "no rule keeps it"
 
@@ -63,7 +64,7 @@ _PERIODS: dict[str, Callable[[datetime], str]] = {
 
 def retain(points: Iterable[Candidate], rules: Retention, zone: tzinfo) -> list[Decision]:
     """A decision for each point, newest first."""
-    newest_first = sorted(points, key=lambda point: (point.time, point.id), reverse=True)
+    newest_first = _newest_first(points)
     why: dict[str, list[str]] = {point.id: [] for point in newest_first}
     for point in newest_first:
         if point.pinned is not None:
@@ -82,6 +83,30 @@ def retain(points: Iterable[Candidate], rules: Retention, zone: tzinfo) -> list[
         Decision(point, keep=bool(reasons := why[point.id]), reasons=tuple(reasons) or (UNKEPT,))
         for point in newest_first
     ]
+
+
+def decide(points: Sequence[Candidate], policies: Mapping[str, Policy]) -> list[Decision]:
+    """What several policies keep of the same points together: whatever one of them does; newest first. A point that
+    no policy is for, or one that says nothing of how long to keep, is kept."""
+    silent = [name for name, policy in policies.items() if policy.retention is None]
+    if silent or not policies:
+        why = f"policy {silent[0]} has no retention" if silent else "no policy is for it in this vault"
+        return [Decision(point, keep=True, reasons=(why,)) for point in _newest_first(points)]
+    kept: dict[str, list[str]] = {point.id: [] for point in points}
+    for name, policy in policies.items():
+        if policy.retention is None:
+            continue
+        for decision in retain(points, policy.retention, zone_of(policy)):
+            if decision.keep:
+                kept[decision.point.id] += [f"{name}: {why}" if len(policies) > 1 else why for why in decision.reasons]
+    return [
+        Decision(point, keep=bool(kept[point.id]), reasons=tuple(kept[point.id]) or (UNKEPT,))
+        for point in _newest_first(points)
+    ]
+
+
+def _newest_first(points: Iterable[Candidate]) -> list[Candidate]:
+    return sorted(points, key=lambda point: (point.time, point.id), reverse=True)
 
 
 def _of_last(newest_first: Sequence[Candidate], count: int) -> Iterable[Candidate]:

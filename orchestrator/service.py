@@ -19,7 +19,6 @@ from orchestrator.catalog.jobs import (
     add_job,
     events_of,
     find_job,
-    jobs_using,
     load_job,
     owner_of,
     recent_jobs,
@@ -28,11 +27,9 @@ from orchestrator.catalog.jobs import (
 from orchestrator.catalog.points import (
     document,
     extensions,
-    machines_named,
     newest_base,
     newest_points,
     points_of,
-    remove_point,
     see_machine,
 )
 from orchestrator.catalog.schema import PointRow
@@ -45,17 +42,17 @@ from orchestrator.integrity_desk import Advance, IntegrityDesk
 from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.states import TERMINAL
-from orchestrator.plan import base_checkpoint
+from orchestrator.point_desk import PointDesk
 from orchestrator.replica_desk import ReplicaDesk
 from orchestrator.upkeep_desk import UpkeepDesk
 from orchestrator.vault_desk import VaultDesk, require_primary
-from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view, point_view
+from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view
 from workers.context import Context
-from workers.contract.errors import Busy, HypervisorError, NotFound, StillframeError, UsageError
+from workers.contract.errors import HypervisorError, NotFound, StillframeError, UsageError
 from workers.contract.guests import ExtensionState
 from workers.contract.machines import MachineRef, MachineSummary
 from workers.contract.messages import IMAGE_FORMATS, CancelRequested, ImageFormat
-from workers.contract.points import Consistency, Point
+from workers.contract.points import Consistency
 
 if TYPE_CHECKING:
     from orchestrator.engine import Engine
@@ -86,6 +83,8 @@ class Service:
         self._desk = VaultDesk(config, catalog, self._context)
         self.guests = GuestDesk(config, catalog, self._context, lambda wanted: self._summary(wanted, disks=False))
         """What concerns guests and not jobs."""
+        self.point_desk = PointDesk(config, catalog, self._context, lambda wanted: self._summary(wanted))
+        """What concerns points: deletions, pins, expiry."""
         self.diff = DiffDesk(catalog, self._context)
         self.replicas = ReplicaDesk(config, catalog, self._context)
         self.upkeep = UpkeepDesk(config, self._context)
@@ -359,60 +358,12 @@ class Service:
     # --- points ----------------------------------------------------------------------------------------------------
 
     def points(self, machine: str | None = None) -> list[PointView]:
-        """Newest last. Raises NotFound for a machine that neither the catalog nor a hypervisor knows."""
-        with self._catalog.read() as session:
-            known = machine is None or machines_named(session, machine)
-            rows = points_of(session) if machine is None else find.points_of_machine(session, machine)
-        if machine is not None and not known:
-            self.machine(machine)
-        return [point_view(row) for row in rows]
+        """Those that are not deleted, newest last."""
+        return self.point_desk.points(machine)
 
     def point(self, ref: str) -> PointView:
         """By id or unique beginning of one, `VM@latest`, or `VM@2026-11-22T02:00` (the newest until then)."""
-        with self._catalog.read() as session:
-            return point_view(find.point_named(session, ref))
-
-    def delete_point(self, ref: str, *, dry_run: bool = False) -> PointView:
-        """Delete a point; no other depends on it. Raises NotFound, Busy while a job reads it."""
-        with self._catalog.read() as session:
-            vault_name = find.point_named(session, ref).vault
-        vault = self._context.vault(vault_name)
-        # One transaction around both: a backup that begins meanwhile cannot choose this point as its base.
-        with self._catalog.write() as session:
-            row = find.point_named(session, ref)
-            for user in jobs_using(session, row.id):
-                raise Busy(
-                    f"{user.kind} {user.id} of {user.machine_name} reads point {row.id[:8]}",
-                    hint=f"stillframe job watch {user.id}",
-                )
-            base = newest_base(session, row.machine_uuid, row.vault)
-            is_base = base is not None and base.id == row.id
-            if not dry_run:
-                vault.delete_point(row.id)
-            remove_point(session, row.id)
-            note = ""
-            if base is not None and is_base:
-                older = newest_base(session, row.machine_uuid, row.vault)
-                if base_checkpoint(older) != base_checkpoint(base):
-                    note = f"the next backup of {row.machine_name} will be full: it was the base"
-            view = point_view(row, note=note)
-            if dry_run:
-                session.rollback()
-        if base is not None and note and not dry_run:
-            note += self._drop_checkpoint(base)
-        return view.model_copy(update={"note": note})
-
-    def _drop_checkpoint(self, base: Point) -> str:
-        """Delete a checkpoint that no point refers to any more; what to add to the note if that was not possible."""
-        name = base_checkpoint(base)
-        try:
-            if name is not None:
-                self._context.hypervisor(base.machine.hypervisor).delete_checkpoint(base.machine.uuid, name)
-        except NotFound:
-            pass  # the machine is gone, and its checkpoints with it
-        except StillframeError as error:
-            return f"; its checkpoint {name} stays on {base.machine.hypervisor} ({error})"
-        return ""
+        return self.point_desk.point(ref)
 
     # --- vaults ----------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from orchestrator.catalog.points import note_replica, points_of, put_point, remove_point, see_machine
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
+from orchestrator.point_desk import Trash
 from orchestrator.views import VaultView
 from workers.context import Context
 from workers.contract.errors import StillframeError, UsageError, VaultError, VaultMissing, WrongKey
@@ -104,13 +105,16 @@ class VaultDesk:
         return sum(self._rebuild(one) for one in names)
 
     def _rebuild(self, name: str) -> int:
-        found = sorted(self.open(name).points(), key=lambda point: point.time)
+        vault = self.open(name)
+        trash = Trash.of(vault)
+        found = sorted(vault.points(), key=lambda point: point.time)
         newest: dict[str, Point] = {point.machine.uuid: point for point in found}
         with self._catalog.write() as session:
             for gone in {row.id for row in points_of(session, vault=name)} - {point.id for point in found}:
                 remove_point(session, gone)
             for point in found:
                 put_point(session, name, point)
+            trash.note(session, name)
             for point in newest.values():
                 see_machine(session, point.machine, point.time)
         self._note_replicas(name)

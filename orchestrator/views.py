@@ -87,8 +87,30 @@ class PointView(Value):
     """When a verify last read blocks of it and found nothing that affects it; None: never."""
     records: dict[str, str] = {}
     """What applications gave to be kept: `50-postgresql/backup_label` → text."""
+    deleted_until: datetime | None = None
+    """Deleted, and until when that can be taken back; None: it is not."""
+    deleted_reason: str = ""
+    pinned: str = ""
+    """Why it is not to be deleted; empty: it is not pinned."""
+    locked_until: datetime | None = None
+    """Until then no deletion becomes final."""
     note: str = ""
-    """Of a deletion: what follows from it."""
+    """What follows from what was done with it."""
+
+
+class ExpiryView(Value):
+    """What the policies of its machine say of a point."""
+
+    point: str
+    machine: str
+    vault: str
+    time: datetime
+    policies: list[str]
+    """Those that count for the machine in this vault."""
+    keep: bool
+    reasons: list[str]
+    deleted_until: datetime | None = None
+    """It was deleted just now, and until when that can be taken back."""
 
 
 class EventView(Value):
@@ -204,6 +226,10 @@ def point_view(row: PointRow, *, note: str = "") -> PointView:
         damaged=row.damaged,
         verified=row.verified,
         records=point.records,
+        deleted_until=row.deleted_until,
+        deleted_reason=row.deleted_reason,
+        pinned=row.pinned,
+        locked_until=row.locked_until,
         note=note,
     )
 

@@ -14,7 +14,7 @@ from typing import Annotated, Protocol, cast
 
 import typer
 
-from orchestrator.cli import backup, extension, first_steps, job, point_content, restore, vault, vm
+from orchestrator.cli import backup, extension, first_steps, job, point_content, policy, restore, vault, vm
 from orchestrator.cli.options import ConfigOption, JsonOption, QuietOption, VerboseOption, YesOption
 from orchestrator.cli.run import INTERRUPTED, Settings
 
@@ -29,6 +29,7 @@ first_steps.register(app)
 app.add_typer(vm.app, name="vm")
 app.add_typer(backup.app, name="backup")
 app.add_typer(point_content.app, name="point")
+app.add_typer(policy.app, name="policy")
 app.add_typer(restore.app, name="restore")
 app.add_typer(job.app, name="job")
 app.add_typer(vault.app, name="vault")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,17 +24,21 @@ PointRef = Annotated[
 
 @command(app, "list")
 def list_points(
-    session: Session, vm: Annotated[str | None, typer.Argument(metavar="VM", help="Only this machine's.")] = None
+    session: Session,
+    vm: Annotated[str | None, typer.Argument(metavar="VM", help="Only this machine's.")] = None,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Those that are deleted, instead.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Those that are deleted, too.")] = False,
 ) -> None:
     """List points, newest last."""
-    points = session.service.points(vm)
+    points = session.service.point_desk.points(vm, live=every or not deleted, deleted=every or deleted)
     for point in points:
         session.out.record("point", point.model_dump(mode="json"))
     if not points:
-        session.out.say(f"No points{f' of {vm}' if vm else ''} yet.")
+        of = f" of {vm}" if vm else ""
+        session.out.say(f"No deleted points{of}." if deleted else f"No points{of} yet.")
         return
     session.out.table(
-        ("point", "machine", "time", "consistency", "frozen", "disks", "read", "new", "stored", "vaults"),
+        ("point", "machine", "time", "consistency", "frozen", "disks", "read", "new", "stored", "vaults", "state"),
         [_row(point) for point in points],
         right=("frozen", "read", "new", "stored"),
     )
@@ -55,7 +60,18 @@ def _row(point: PointView) -> tuple[str, ...]:
         size(sum(disk.new_bytes for disk in point.disks)),
         size(sum(disk.stored_bytes for disk in point.disks)),
         " ".join((point.vault, *point.replicas)),
+        _state(point),
     )
+
+
+def _state(point: PointView) -> str:
+    """What keeps it, or ends it; in one word or two."""
+    words = ["pinned"] if point.pinned else []
+    if point.locked_until is not None and point.locked_until > datetime.now(UTC):
+        words.append(f"locked until {moment(point.locked_until)[:10]}")
+    if point.deleted_until is not None:
+        words.append(f"deleted until {moment(point.deleted_until)[:10]}")
+    return ", ".join(words)
 
 
 @command(app, "show")
@@ -77,6 +93,13 @@ def show_point(session: Session, point: PointRef) -> None:
     out.say(f"vault        {found.vault}")
     if found.replicas:
         out.say(f"replicas     {' '.join(found.replicas)}")
+    if found.pinned:
+        out.say(f"pinned       {found.pinned}")
+    if found.locked_until:
+        out.say(f"locked       until {moment(found.locked_until)}")
+    if found.deleted_until:
+        why = f": {found.deleted_reason}" if found.deleted_reason else ""
+        out.say(f"deleted      until {moment(found.deleted_until)} it can be taken back{why}")
     if found.damaged:
         out.say(f"damaged      {found.damaged}")
     out.say(f"verified     {moment(found.verified) if found.verified else 'never'}")
@@ -125,22 +148,63 @@ def verify_points(
     )
 
 
+Points = Annotated[list[str], typer.Argument(metavar="POINT", help="As for `point show`.")]
+
+
 @command(app, "delete")
 def delete_points(
     session: Session,
-    points: Annotated[list[str], typer.Argument(metavar="POINT", help="As for `point show`.")],
+    points: Points,
+    now: Annotated[bool, typer.Option("--now", help="At once and for good: it cannot be taken back.")] = False,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="For whoever looks later.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
 ) -> None:
-    """Delete points. Other points stay whole: none depends on another."""
-    service = session.service
-    found = list({point.id: point for point in map(service.point, points)}.values())
+    """Delete points; for some days that can be taken back. Other points stay whole: none depends on another."""
+    desk = session.service.point_desk
+    found = list({point.id: point for point in map(desk.point, points)}.values())
     if not dry_run:
         for point in found:
             session.out.note(f"{point.id[:8]}  {point.machine}  {moment(point.time)}  {point.consistency.value}")
-        session.confirm(f"Delete {len(found)} point{'s' if len(found) > 1 else ''} for good?")
+        session.confirm(f"Delete {len(found)} point{'s' if len(found) > 1 else ''}{' for good' if now else ''}?")
     for point in found:
-        gone = service.delete_point(point.id, dry_run=dry_run)
+        gone = desk.delete(point.id, days=0 if now else None, reason=reason, dry_run=dry_run)
         session.out.record("deleted", {"dry_run": dry_run, "point": gone.model_dump(mode="json")})
         note = f" ({gone.note})" if gone.note else ""
         verb = "would delete" if dry_run else "deleted"
         session.out.say(f"{verb} {gone.id[:8]} of {gone.machine}, {moment(gone.time)}{note}")
+        if not (dry_run or now):
+            session.out.say(f"until {moment(gone.deleted_until)} back with: stillframe point undelete {gone.id[:8]}")
+
+
+@command(app, "undelete")
+def undelete_points(session: Session, points: Points) -> None:
+    """Take deletions back, as long as they are not final."""
+    desk = session.service.point_desk
+    for one in points:
+        _tell(session, "undeleted", desk.undelete(one))
+
+
+@command(app, "pin")
+def pin_points(
+    session: Session,
+    points: Points,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="For whoever looks later.")] = "",
+) -> None:
+    """Keep points: neither people nor policies delete them. A deleted one comes back."""
+    desk = session.service.point_desk
+    for one in points:
+        _tell(session, "pinned", desk.pin(one, reason))
+
+
+@command(app, "unpin")
+def unpin_points(session: Session, points: Points) -> None:
+    """Keep points no more than their policy does."""
+    desk = session.service.point_desk
+    for one in points:
+        _tell(session, "unpinned", desk.unpin(one))
+
+
+def _tell(session: Session, done: str, point: PointView) -> None:
+    session.out.record(done, {"point": point.model_dump(mode="json")})
+    what = f"{point.id[:8]} of {point.machine}, {moment(point.time)}"
+    session.out.say(f"{what}: {point.note}" if point.note else f"{done} {what}")

@@ -222,6 +222,8 @@ def test_points_are_deleted_only_when_told_so(lab: Cli) -> None:
     assert lab.run("point", "delete", ref, "--dry-run", "--json").line("deleted")["dry_run"]
     assert lab.run("point", "show", ref).code == 0
     assert lab.run("point", "delete", ref, "--yes").code == 0
+    assert lab.run("point", "list", NAME, "--json").lines[-1]["id"] == keep["id"]
+    assert lab.run("point", "delete", ref, "--now", "--yes").code == 0
     assert lab.run("point", "show", ref).code == 2
     assert lab.run("point", "verify", str(keep["id"])).code == 0
 
@@ -373,7 +375,7 @@ def test_a_question_on_a_terminal(lab: Cli) -> None:
     assert lab.run("point", "show", made).code == 0
     code, shown = on_terminal(lab, ["point", "delete", made], until="[y/N]", act="y\n")
     assert code == 0, shown
-    assert lab.run("point", "show", made).code == 2
+    assert lab.run("point", "list", NAME, "--deleted", "--json").lines[-1]["id"] == made
 
 
 def test_an_interruption_cancels_and_leaves_nothing(lab: Cli) -> None:

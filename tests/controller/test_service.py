@@ -18,7 +18,7 @@ from tests.controller.scripted import add_backup
 from tests.controller.test_reconciler import dead
 from tests.jobs.test_backup import run_backup
 from tests.jobs.world import MACHINE, World
-from workers.contract.errors import Busy, HypervisorUnreachable, NotFound, UsageError, VaultMissing
+from workers.contract.errors import HypervisorUnreachable, NotFound, UsageError, VaultMissing
 from workers.contract.machines import MachineRef
 from workers.contract.points import Point
 
@@ -157,32 +157,6 @@ def test_catalog_lost_and_rebuilt_from_the_vault(service: Service, catalog: Cata
     assert service.rebuild_catalog() == 3
     assert [p.id[:2] for p in service.points()] == ["01", "02", "03"]
     assert service.point("db@latest").id[:2] == "03"
-
-
-def test_delete_first_tells_then_does(service: Service, catalog: Catalog) -> None:
-    points = [made(1), made(2)]
-    commit(service, *points)
-    register(catalog, *points)
-    told = service.delete_point("web@latest", dry_run=True)
-    assert told.note == ""  # the older point has the same checkpoint in this test
-    assert len(service.points()) == 2
-    service.delete_point("web@latest")
-    gone = service.delete_point("web@latest")
-    told, kept = gone.note.split("; ")
-    assert told == "the next backup of web will be full: it was the base"
-    assert kept.startswith("its checkpoint sf-job-p stays on lab"), "nobody can be asked to delete it here"
-    assert service.points() == []
-    assert service.rebuild_catalog() == 0
-
-
-def test_point_that_a_job_reads_is_not_deleted(service: Service, catalog: Catalog) -> None:
-    commit(service, made(1))
-    register(catalog, made(1))
-    add_backup(catalog, "one")
-    with pytest.raises(Busy) as caught:
-        service.delete_point("01")
-    assert caught.value.hint == "stillframe job watch one"
-    assert service.rebuild_catalog() == 1
 
 
 def test_init_makes_a_vault_once(service: Service) -> None:

@@ -141,6 +141,16 @@ def delete(vault: Vault, point: str, *, now: datetime, until: datetime, by: str,
     deletion stands as it is. Raises NotFound, Locked if it is pinned, or locked and not to be deleted softly,
     WrongClock if it is younger than `now`."""
     store = vault.store
+    deletable = check_deletable(vault, point, now=now, until=until)
+    deletion = _begun(store, point, now=now, until=deletable, by=by, reason=reason)
+    if (why := pin_of(store, point)) is not None:  # looked at again: a pin that came first must win
+        _end(store, point, deletion.number, Outcome.RESTORED, now=now, by=by)
+        raise _is_pinned(point, why)
+    return deletion
+
+
+def check_deletable(vault: Vault, point: str, *, now: datetime, until: datetime) -> datetime:
+    """Until when a deletion could be taken back that is asked for until then. Raises as `delete` does."""
     locked = _locked_until(vault, point, now)
     if locked.made > now + SKEW:
         raise WrongClock(
@@ -151,15 +161,11 @@ def delete(vault: Vault, point: str, *, now: datetime, until: datetime, by: str,
     if locked.until is not None and locked.until > now >= until:
         raise Locked(
             f"point {point[:8]} is locked until {locked.until:%Y-%m-%d %H:%M} UTC: it cannot be deleted at once",
-            hint=f"stillframe point delete {point[:8]} takes effect then",
+            hint=f"stillframe point delete {point[:8]}",
         )
-    if (why := pin_of(store, point)) is not None:
+    if (why := pin_of(vault.store, point)) is not None:
         raise _is_pinned(point, why)
-    deletion = _begun(store, point, now=now, until=max(until, locked.until or until), by=by, reason=reason)
-    if (why := pin_of(store, point)) is not None:  # looked at again: a pin that came first must win
-        _end(store, point, deletion.number, Outcome.RESTORED, now=now, by=by)
-        raise _is_pinned(point, why)
-    return deletion
+    return max(until, locked.until or until)
 
 
 def undelete(vault: Vault, point: str, *, now: datetime, by: str) -> bool:
@@ -380,6 +386,4 @@ def _gone(point: str) -> NotFound:
 
 
 def _is_pinned(point: str, why: str) -> Locked:
-    return Locked(
-        f"point {point[:8]} is pinned{f': {why}' if why else ''}", hint=f"first: stillframe point unpin {point[:8]}"
-    )
+    return Locked(f"point {point[:8]} is pinned{f': {why}' if why else ''}", hint=f"stillframe point unpin {point[:8]}")
