@@ -24,6 +24,8 @@ from workers.contract.points import Point
 from workers.vault import Vault, trash
 
 DAY = timedelta(days=1)
+LATELY = datetime(2026, 6, 15, 10, tzinfo=UTC)
+"""In the middle of a month and a year, so that days before it are in the same."""
 PLAIN = """
     [policies.gold]
     timezone = "Europe/Berlin"
@@ -91,16 +93,17 @@ class Lab:
 @pytest.fixture
 def open_lab(tmp_path: Path) -> Iterator[Callable[[str], Lab]]:
     """Open with what else is configured."""
-    services: list[Service] = []
+    labs: list[Lab] = []
 
     def make(more: str = PLAIN) -> Lab:
         config = configuration(tmp_path, more)
-        services.append(Service.open(config))
-        return Lab(services[-1], Catalog.open(config.catalog_url))
+        labs.append(Lab(Service.open(config), Catalog.open(config.catalog_url)))
+        return labs[-1]
 
     yield make
-    for service in services:
-        service.close()
+    for lab in labs:
+        lab.service.close()
+        lab.catalog.close()
 
 
 @pytest.fixture
@@ -109,10 +112,10 @@ def lab(open_lab: Callable[[str], Lab]) -> Lab:
 
 
 def aged(number: int, days: float, machine: MachineRef = MACHINE, **changes: object) -> Point:
-    """Point `number`, made so many days ago, with a checkpoint of its own."""
+    """Point `number`, made so many days before `LATELY`, with a checkpoint of its own."""
     point = made(number, machine)
     disks = [disk.model_copy(update={"checkpoint": f"sf-{number}"}) for disk in point.disks]
-    return point.model_copy(update={"time": datetime.now(UTC) - days * DAY, "disks": disks, **changes})
+    return point.model_copy(update={"time": LATELY - days * DAY, "disks": disks, **changes})
 
 
 # --- deleting ------------------------------------------------------------------------------------------------------
@@ -260,7 +263,7 @@ def test_what_is_known_of_a_point_is_read_back_from_the_vault(lab: Lab, tmp_path
 
 def test_a_clock_that_was_set_back_deletes_nothing(lab: Lab) -> None:
     """Seen from there, the points were made in a year's time."""
-    lab.has(aged(1, -365), aged(2, 1))
+    lab.has(aged(1, 1, time=datetime.now(UTC) + 365 * DAY), aged(2, 1))
     with pytest.raises(WrongClock):
         lab.desk.delete("01")
     lab.past("02" * 16)
