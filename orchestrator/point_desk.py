@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import getpass
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -98,8 +98,8 @@ class PointDesk:
             mark_deleted(session, row.id, deletion.until, deletion.reason)
         notes: list[str] = []
         if until <= now:
-            for removal in self.finish_deletions(row.vault, points=[row.id], notes=notes):
-                notes += [f"its manifest stays for now: {removal.waits}"] if removal.waits else []
+            removals, notes = self.finish_deletions(row.vault, points=[row.id])
+            notes += [f"its manifest stays for now: {removal.waits}" for removal in removals if removal.waits]
         changed = row.model_copy(update={"deleted_until": deletion.until, "deleted_reason": deletion.reason})
         return point_view(changed, note="; ".join(notes))
 
@@ -151,19 +151,19 @@ class PointDesk:
         *,
         points: Collection[str] | None = None,
         trust_clock: bool = False,
-        notes: list[str] | None = None,
-    ) -> list[Removal]:
+    ) -> tuple[list[Removal], list[str]]:
         """Make deletions final whose time is over, and remove the manifests of final ones, of `points` or of all; what
-        became of each. `notes` takes what follows for machines. Raises WrongClock, and then nothing became final."""
+        became of each, and what follows for machines. Raises WrongClock, and then nothing became final."""
         from workers.vault import trash
 
         vault = self._context.vault(vault_name)
         trash.finalise(vault, datetime.now(UTC), points=points, trust_clock=trust_clock)
         removals = trash.remove_finals(vault, points=points)
-        for removal in removals:
-            if not removal.waits and (note := self._forget(removal.point)) and notes is not None:
-                notes.append(note)
-        return removals
+        return removals, self.forget(removals)
+
+    def forget(self, removals: Sequence[Removal]) -> list[str]:
+        """Take points out of the catalog whose manifests have been removed; what follows for machines."""
+        return [note for removal in removals if not removal.waits and (note := self._forget(removal.point))]
 
     def _forget(self, point_id: str) -> str:
         """Remove the row of a point whose manifest is gone, and the checkpoint that nobody needs then; a note."""
@@ -253,7 +253,7 @@ class PointDesk:
         reason = f"policy {' and '.join(view.policies)}: {'; '.join(view.reasons)}"
         try:
             deleted = self.delete(view.point, reason=reason)
-        except Locked as error:  # pinned since it was looked at
+        except (Locked, Busy) as error:  # pinned since it was looked at; read, in a vault that keeps nothing deleted
             return view.model_copy(update={"keep": True, "reasons": [str(error)]})
         return view.model_copy(update={"deleted_until": deleted.deleted_until})
 

@@ -279,6 +279,11 @@ class Tasks:
         vault = self._context.vault(command.vault)
         with suppress(VaultError, NoSpace):  # a vault that is full, or may only be read, can be restored from
             vault.announce(command.job, reads=[command.point])
+        if not vault.readable(command.point):
+            raise NotFound(
+                f"point {command.point[:8]} is not in vault {command.vault}, or is about to go: its deletion is final",
+                hint="stillframe point list",
+            )
         return restore.prepare(vault, hypervisor, command, folder)
 
     def restore_disk(self, command: m.RestoreDisk) -> m.Event:

@@ -27,6 +27,9 @@ def sweep_vault(
     session: Session,
     vault: VaultArgument = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go, and why.")] = False,
+    no_expire: Annotated[
+        bool, typer.Option("--no-expire", help="Leave points alone that no rule of a policy keeps.")
+    ] = False,
     no_compact: Annotated[
         bool, typer.Option("--no-compact", help="Leave packs alone of which a part is needed.")
     ] = False,
@@ -40,6 +43,8 @@ def sweep_vault(
 ) -> None:
     """Give back the space of what no point needs. Backups may run meanwhile, here or elsewhere."""
     name = session.config.vault_name(vault)
+    if not no_expire:
+        _expire(session, name, dry_run=dry_run)
     with advancing(session, f"vault {name}") as advance:
         report = session.service.upkeep.sweep(
             name,
@@ -50,8 +55,25 @@ def sweep_vault(
             on_progress=advance,
         )
     session.out.record("sweep", {"vault": name, **report.model_dump(mode="json")})
-    for line in _lines(report):
+    for line in [*_lines(report), *session.service.point_desk.forget(report.gone)]:
         session.out.say(line)
+
+
+def _expire(session: Session, vault: str, *, dry_run: bool) -> None:
+    """What `policy expire` does, for this vault. A clock that is wrong does not keep a sweep from the rest."""
+    from workers.contract.errors import WrongClock
+
+    try:
+        gone = [view for view in session.service.point_desk.expire(vault, dry_run=dry_run) if not view.keep]
+    except WrongClock as error:
+        session.out.note(f"nothing expires: {error}")
+        return
+    for view in gone:
+        session.out.record("expiry", {"dry_run": dry_run, **view.model_dump(mode="json")})
+    if gone:
+        verb, plural = "would expire" if dry_run else "expired", "" if len(gone) == 1 else "s"
+        which = _ids([view.point for view in gone])
+        session.out.say(f"{verb:<9} {len(gone)} point{plural} that no rule of a policy keeps: {which}")
 
 
 def bytes_a_second(words: str | None) -> int | None:

@@ -120,6 +120,22 @@ def test_expiry_tells_and_then_does(stocked: Cli) -> None:
     assert "0 of 2 points deleted" in again.out
 
 
+def test_a_sweep_expires_first_and_forgets_what_it_removed(stocked: Cli) -> None:
+    kept = stocked.run("vault", "sweep", "--no-expire", "--json")
+    assert kept.code == 0, kept.err
+    assert listed(stocked) == ["p1", "p2", "p3", "p4", "p5"]
+    told = stocked.run("vault", "sweep", "--dry-run")
+    assert "would expire 3 points that no rule of a policy keeps: p1, p2, p3" in told.out
+    assert listed(stocked) == ["p1", "p2", "p3", "p4", "p5"]
+    assert "expired   3 points" in stocked.run("vault", "sweep").out
+    assert listed(stocked, "--deleted") == ["p1", "p2", "p3"]
+    assert stocked.run("point", "undelete", "p2", "p3").code == 0
+    stocked.configure(stocked.file.read_text().replace("[vaults.main]", "[vaults.main]\nsoft_delete_days = 0"))
+    swept = stocked.run("vault", "sweep")
+    assert swept.code == 0, swept.err
+    assert listed(stocked, "--all") == ["p1", "p4", "p5"]
+
+
 def test_policies_are_listed_and_shown(ready: Cli, stocked: Cli) -> None:
     assert "No policy is configured" in ready.run("policy", "list").out
     listing = stocked.run("policy", "list")

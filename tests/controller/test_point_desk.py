@@ -154,12 +154,11 @@ def test_a_deleted_base_keeps_its_checkpoint_until_it_is_gone(lab: Lab) -> None:
     lab.has(aged(1, 3), aged(2, 2))
     assert lab.desk.delete("02").note == ""
     assert lab.base() == "02"
-    notes: list[str] = []
-    assert lab.desk.finish_deletions("main", notes=notes) == []
+    assert lab.desk.finish_deletions("main") == ([], [])
     lab.desk.undelete("02")
     lab.past("02" * 16)
-    assert [removal.point for removal in lab.desk.finish_deletions("main", notes=notes)] == ["02" * 16]
-    [note] = notes
+    [removal], [note] = lab.desk.finish_deletions("main")
+    assert removal == trash.Removal(point="02" * 16)
     assert note.startswith("the next backup of web will be full: it was the base; its checkpoint sf-2 stays on lab")
     assert lab.base() == "01"
     assert lab.row("02" * 16) is None
@@ -168,9 +167,8 @@ def test_a_deleted_base_keeps_its_checkpoint_until_it_is_gone(lab: Lab) -> None:
 def test_a_point_that_is_no_base_goes_without_a_word(lab: Lab) -> None:
     lab.has(aged(1, 3), aged(2, 2))
     lab.past("01" * 16)
-    notes: list[str] = []
-    assert len(lab.desk.finish_deletions("main", notes=notes)) == 1
-    assert notes == []
+    removals, notes = lab.desk.finish_deletions("main")
+    assert (len(removals), notes) == (1, [])
 
 
 def test_a_point_that_somebody_reads_keeps_its_row(lab: Lab) -> None:
@@ -178,8 +176,9 @@ def test_a_point_that_somebody_reads_keeps_its_row(lab: Lab) -> None:
     lab.has(aged(1, 1))
     lab.vault.announce("job", reads=["01" * 16])
     lab.past("01" * 16)
-    [removal] = lab.desk.finish_deletions("main")
+    [removal], notes = lab.desk.finish_deletions("main")
     assert removal.waits
+    assert notes == []
     assert lab.base() == "01"
     assert not lab.vault.readable("01" * 16)
     assert lab.service.rebuild_catalog() == 1
@@ -271,7 +270,7 @@ def test_a_clock_that_was_set_back_deletes_nothing(lab: Lab) -> None:
         lab.desk.finish_deletions("main")
     assert lab.desk.undelete("02").note == ""
     lab.past("02" * 16)
-    assert len(lab.desk.finish_deletions("main", trust_clock=True)) == 1
+    assert len(lab.desk.finish_deletions("main", trust_clock=True)[0]) == 1
 
 
 # --- policies ------------------------------------------------------------------------------------------------------
