@@ -22,7 +22,7 @@ START = datetime(2026, 11, 23, tzinfo=UTC)
 LOCKED = START + 20 * DAY
 """Until then point `q` is locked."""
 POINTS = ("p", "q")
-ROUNDS = 10
+ROUNDS = 20
 """Of a hundred races each."""
 
 
@@ -108,6 +108,7 @@ class Race:
             trash.undelete(vault, point, now=START, by="us")
         except NotFound:
             return
+        assert self.there(point), f"{point} is said to be restored, and is gone"
         self.promised[point].restored |= undisturbed()
 
     def pin(self, vault: Vault, point: str) -> None:
@@ -117,6 +118,7 @@ class Race:
             trash.pin(vault, point, now=START, by="us", reason="a test")
         except NotFound:
             return
+        assert self.there(point), f"{point} is said to be pinned, and is gone"
         told.restored |= undisturbed()
         told.pinned |= unpinned()
 
@@ -131,14 +133,20 @@ class Race:
             told.running["unpin"] -= 1
 
     def sweep(self, vault: Vault, day: int) -> None:
-        now = START + day * DAY
-        self.latest = max(self.latest, now)
-        trash.finalise(vault, now)
+        self.finalise(vault, day)
+        self.remove(vault, "")
+
+    def finalise(self, vault: Vault, day: int) -> None:
+        self.latest = max(self.latest, START + day * DAY)
+        trash.finalise(vault, START + day * DAY)
+
+    def remove(self, vault: Vault, _: str) -> None:
         trash.remove_finals(vault)
 
     def read(self, vault: Vault, point: str, session: str) -> None:
         vault.announce(session, reads=[point])
         if vault.readable(point):
+            assert self.there(point), f"{point} is said to be readable, and is gone"
             self.promised[point].readers.add(session)
 
     def leave(self, vault: Vault, session: str) -> None:
@@ -220,6 +228,10 @@ MOVES: dict[str, Acts] = {
     "read": [("read", "p")],
     "sweep": [("sweep", 30)],
 }
+TURNS: dict[str, Acts] = MOVES | {
+    "remove": [("remove", "")],
+    "read, final": [("read", "p"), ("finalise", 30)],
+}
 
 
 @pytest.mark.parametrize("deleted", [False, True])
@@ -243,6 +255,55 @@ def test_one_between_any_two_calls_of_another(pristine: Vault, one: str, other: 
             return
 
 
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("read", "remove"),
+        ("remove", "read"),
+        ("remove", "read, final"),
+        ("remove", "undelete"),
+        ("remove", "pin"),
+        ("undelete", "sweep"),
+        ("pin", "sweep"),
+        ("delete", "sweep"),
+        ("delete", "pin"),
+    ],
+)
+def test_two_that_are_both_held_up(pristine: Vault, one: str, other: str, final: bool) -> None:
+    """`one` makes some calls, `other` some, `one` the rest, `other` the rest: a look, and what it led to, far apart."""
+    most = {name: calls_of(pristine, TURNS[name], final) for name in (one, other)}
+    for first in range(most[one] + 1):
+        for second in range(most[other] + 1):
+            race = begun(pristine, final)
+            actors = [race.actor(name, TURNS[name]) for name in (one, other)]
+            for actor, calls in zip(actors, (first, second), strict=True):
+                for _ in range(calls):
+                    step(actor)
+            for actor in actors:
+                while not actor.ended:
+                    step(actor)
+            check_end(race)
+
+
+def begun(pristine: Vault, final: bool) -> Race:
+    """Point p is deleted, and that is final or not."""
+    race = Race(pristine)
+    race.delete(race.vault, "p")
+    if final:
+        race.finalise(race.vault, 5)
+    return race
+
+
+def calls_of(pristine: Vault, acts: Acts, final: bool) -> int:
+    """How many calls they make when nobody else is there."""
+    race = begun(pristine, final)
+    actor = race.actor("alone", acts)
+    while not actor.ended:
+        step(actor)
+    return len(actor.calls)
+
+
 def check_end(race: Race) -> None:
     """Whatever was cut off, the next sweep goes on with it, and what was promised is there."""
     for info in list(race.vault.store.list("sessions/")):
@@ -255,5 +316,4 @@ def check_end(race: Race) -> None:
         assert race.there(point) or not (told.pinned or told.restored)
         assert race.there(point) == race.vault.readable(point)
         assert not race.there(point) or point not in stand or point in pins
-        if not race.there(point):
-            assert not list(race.vault.store.list(f"trash/{point}."))
+    assert trash.finals(race.vault.store) == []
