@@ -45,8 +45,8 @@ def document(row: PointRow) -> Point:
 
 def newest_base(session: Session, machine_uuid: str, vault: str) -> Point | None:
     """The newest point some of whose disks have a checkpoint; a damaged one too, since what the vault has lost of it is
-    read again (`workers/healing.py`). One that is deleted is whole until that is final, and the backup that goes on from
-    it finds out."""
+    read again (`workers/healing.py`). One that is deleted is whole until that is final, and the backup that goes on
+    from it finds out."""
     row = session.exec(
         select(PointRow)
         .where(
