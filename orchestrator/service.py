@@ -42,6 +42,8 @@ from orchestrator.integrity_desk import Advance, IntegrityDesk
 from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.states import TERMINAL
+from orchestrator.key_desk import KeyDesk
+from orchestrator.lock_desk import LockDesk
 from orchestrator.point_desk import PointDesk
 from orchestrator.replica_desk import ReplicaDesk
 from orchestrator.upkeep_desk import UpkeepDesk
@@ -56,8 +58,9 @@ from workers.contract.points import Consistency
 
 if TYPE_CHECKING:
     from orchestrator.engine import Engine
-    from workers.vault import SlotInfo, VaultStats
+    from workers.vault import VaultStats
     from workers.vault.findings import Level, Share, VerifyReport
+    from workers.vault.rebuild import Rebuilt
 
 __all__ = ["JobView", "MachineView", "PointView", "Service", "VaultView"]
 
@@ -89,6 +92,8 @@ class Service:
         self.replicas = ReplicaDesk(config, catalog, self._context)
         self.upkeep = UpkeepDesk(config, self._context)
         self.integrity = IntegrityDesk(config, catalog, self._context)
+        self.keys = KeyDesk(config, self._context)
+        self.locks = LockDesk(config, self._context, self.keys, _user)
         self._running: Engine | None = None
         self.settled: list[str] = []
         """What was settled at the start."""
@@ -387,24 +392,12 @@ class Service:
         """Read the points back from the vaults; how many there are."""
         return self._desk.rebuild_catalog(name)
 
+    def rebuild_index(self, name: str | None = None, on_progress: Advance | None = None) -> Rebuilt:
+        return self._desk.rebuild_index(name, on_progress)
+
     def init_vault(self, name: str) -> str | None:
         """Make a vault and its key; the recovery phrase, to be shown once. None: it exists already."""
         return self._desk.init(name)
-
-    def key_slots(self, name: str | None = None) -> list[SlotInfo]:
-        return self._desk.slots(name)
-
-    def add_passphrase(self, name: str | None, passphrase: bytes) -> SlotInfo:
-        return self._desk.add_passphrase(name, passphrase)
-
-    def add_key_file(self, name: str | None, path: Path) -> SlotInfo:
-        return self._desk.add_key_file(name, path)
-
-    def remove_slot(self, name: str | None, slot: str) -> None:
-        self._desk.remove_slot(name, slot)
-
-    def verify_key(self, name: str | None = None) -> None:
-        self._desk.verify_key(name)
 
 
 def _new_job_id() -> str:

@@ -1,4 +1,4 @@
-"""What people do with a vault itself: make it, look into it, and manage who can open it.
+"""What people do with a vault itself: make it, look into it, and read back what was lost.
 
 The half of `Service` that concerns vaults and not jobs; it needs neither Celery nor a hypervisor.
 """
@@ -6,7 +6,6 @@ The half of `Service` that concerns vaults and not jobs; it needs neither Celery
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.catalog.points import note_replica, points_of, put_point, remove_point, see_machine
@@ -15,11 +14,13 @@ from orchestrator.config import Config
 from orchestrator.point_desk import Trash
 from orchestrator.views import VaultView
 from workers.context import Context
-from workers.contract.errors import StillframeError, UsageError, VaultError, VaultMissing, WrongKey
+from workers.contract.errors import StillframeError, UsageError, VaultError, VaultMissing
 from workers.contract.points import Point
 
 if TYPE_CHECKING:
-    from workers.vault import SlotInfo, Vault, VaultStats
+    from orchestrator.integrity_desk import Advance
+    from workers.vault import Vault, VaultStats
+    from workers.vault.rebuild import Rebuilt
 
 
 def require_primary(config: Config, name: str | None) -> str:
@@ -47,7 +48,7 @@ class VaultDesk:
 
     def init(self, name: str) -> str | None:
         """Make the vault and its key file, as configured; the recovery phrase, to be shown once. None: it existed."""
-        from workers.context import secrets_of
+        from workers.key_sources import secrets_of
         from workers.vault import Vault
         from workers.vault.keys import write_key_file
         from workers.vault.places import open_place
@@ -104,6 +105,12 @@ class VaultDesk:
         names = [require_primary(self._config, name)] if name else own
         return sum(self._rebuild(one) for one in names)
 
+    def rebuild_index(self, name: str | None, on_progress: Advance | None) -> Rebuilt:
+        """Write a vault's index segments anew, from its packs."""
+        from workers.vault.rebuild import rebuild_index
+
+        return rebuild_index(self.open(name), on_progress=on_progress)
+
     def _rebuild(self, name: str) -> int:
         vault = self.open(name)
         trash = Trash.of(vault)
@@ -130,41 +137,3 @@ class VaultDesk:
                     held = {info.name.removeprefix("points/") for info in open_place(wanted).list("points/")}
                     with self._catalog.write() as session:
                         note_replica(session, original, name, held)
-
-    # --- keys ------------------------------------------------------------------------------------------------------
-
-    def slots(self, name: str | None) -> list[SlotInfo]:
-        return self.open(name).slots()
-
-    def add_passphrase(self, name: str | None, passphrase: bytes) -> SlotInfo:
-        return self.open(name).add_slot(passphrase=passphrase)
-
-    def add_key_file(self, name: str | None, path: Path) -> SlotInfo:
-        """The key file at `path` opens the vault from now on; it is made if there is none."""
-        from workers.vault.keys import read_key_file, write_key_file
-
-        vault = self.open(name)
-        key = read_key_file(path) if path.exists() else write_key_file(path)
-        return vault.add_slot(key=key)
-
-    def remove_slot(self, name: str | None, slot: str) -> None:
-        """Raises UsageError for the one by which the configured key opens the vault: the next command could not."""
-        from workers.context import secrets_of
-        from workers.vault.keys import unwrap
-
-        vault_name, vault = self._config.vault_name(name), self.open(name)
-        if len(vault.slots()) > 1:
-            key, passphrase = secrets_of(vault_name, self._config.worker.vaults[vault_name])
-            try:
-                unwrap(vault.store, vault.id, key=key, passphrase=passphrase, without=slot)
-            except WrongKey:
-                raise UsageError(
-                    f"slot {slot} is the one by which the configured key opens vault {vault_name}",
-                    hint=f"first name another key under [vaults.{vault_name}]; `stillframe vault key add` makes one",
-                ) from None
-        vault.remove_slot(slot)
-
-    def verify_key(self, name: str | None) -> None:
-        """Raises WrongKey if the configured key does not open the vault."""
-        if not self.slots(name):
-            raise WrongKey(f"vault {self._config.vault_name(name)} has no key slots")

@@ -1,23 +1,22 @@
 """Names in commands, resolved on this worker: vaults, hypervisors, and ways into guests. Opened once, when asked for.
 
-This is where the parts of `workers` meet that do not know each other, and the only place that reads a secret.
+This is where the parts of `workers` meet that do not know each other.
 """
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
-from workers.config import GuestAccess, VaultConfig, WorkerConfig
-from workers.contract.errors import GuestError, NotFound, WrongKey
+from workers.config import GuestAccess, WorkerConfig
+from workers.contract.errors import GuestError, NotFound
 from workers.contract.guests import GuestOs
 from workers.contract.machines import MachineRef
 from workers.contract.seams import GuestChannel, Hypervisor, Package
+from workers.key_sources import secrets_of
 from workers.quiesce import unfrozen
 from workers.snapshot import Places
 
@@ -153,27 +152,3 @@ def _named(found: dict[str, T], name: str, what: str) -> T:
             f"no {what} named {name!r} is configured", hint=f"configured: {', '.join(sorted(found)) or 'none'}"
         )
     return found[name]
-
-
-def secrets_of(name: str, vault: VaultConfig) -> tuple[bytes | None, bytes | None]:
-    """Key and passphrase of a vault, from the files that the configuration names. Raises WrongKey."""
-    from workers.vault.keys import read_key_file
-
-    if vault.key_file is not None:
-        return read_key_file(vault.key_file), None
-    if vault.passphrase_file is not None:
-        return None, _first_line(vault.passphrase_file)
-    raise WrongKey(f"vault {name!r} has no key configured", hint=f"set key_file under [vaults.{name}]")
-
-
-def _first_line(path: Path) -> bytes:
-    """Raises WrongKey if it cannot be read, or by more than its owner."""
-    try:
-        mode = path.stat().st_mode
-        line = path.read_bytes().split(b"\n", 1)[0]
-    except OSError as error:
-        hint = "check passphrase_file of the vault"
-        raise WrongKey(f"cannot read passphrase file {path}: {error.strerror}", hint=hint) from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise WrongKey(f"passphrase file {path} is world-readable or open to its group", hint=f"chmod 600 {path}")
-    return line

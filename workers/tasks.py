@@ -187,8 +187,8 @@ class Tasks:
             raise Cancelled("cancelled")
 
     def commit_point(self, command: m.CommitPoint) -> m.Event:
-        self._context.vault(command.vault).commit(command.point)
-        return m.PointCommitted(point=command.point.id)
+        point = self._context.vault(command.vault).commit(command.point)
+        return m.PointCommitted(point=point.id, locked_until=point.locked_until)
 
     def release(self, command: m.Release) -> m.Event:
         """Every step is tried, whatever the others came to; the first error is raised at the end. The thaw comes

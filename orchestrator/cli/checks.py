@@ -23,6 +23,7 @@ from workers.contract.errors import ConfigError, StillframeError, VaultMissing, 
 if TYPE_CHECKING:
     from orchestrator.config import Config
     from workers.config import VaultConfig
+    from workers.vault import Vault
 
 Level = Literal["OK", "WARN", "FAIL"]
 
@@ -173,6 +174,7 @@ def _key(config: Config, name: str, vault: VaultConfig, folder: Path) -> Iterato
     try:
         opened = context.vault(name)
         damaged = opened.damaged_points()
+        locked = list(_lock(name, opened))
     except WrongKey as error:
         yield Check("FAIL", subject, str(error), error.hint or "put the right key file in its place")
         return
@@ -181,6 +183,7 @@ def _key(config: Config, name: str, vault: VaultConfig, folder: Path) -> Iterato
         return
     finally:
         context.close()
+    yield from locked
     for point, why in damaged:
         yield Check("FAIL", f"vault {name}", f"point {point}: {why}", f"stillframe vault verify {name} --full")
     if file is not None and file.resolve().is_relative_to(folder.resolve()):
@@ -188,7 +191,30 @@ def _key(config: Config, name: str, vault: VaultConfig, folder: Path) -> Iterato
     elif file is not None and file.stat().st_mode & 0o077:
         yield Check("WARN", subject, f"{file} can be read by others", f"chmod 600 {file}")
     else:
-        yield Check("OK", subject, f"{file} opens it")
+        yield Check("OK", subject, f"{file or 'key_command'} opens it")
+
+
+def _lock(name: str, vault: Vault) -> Iterator[Check]:
+    """What is weak about a lock. Raises Corrupt."""
+    from workers.vault.locks import read_chain
+    from workers.vault.stores import DirectoryStore
+
+    subject = f"lock of vault {name}"
+    lock, wrong = read_chain(vault.store, vault.id)
+    for why in wrong:
+        yield Check("FAIL", subject, why, "somebody wrote to the store by other means: find out who can")
+    if not lock.days:
+        return
+    soft = [one for one in vault.store.copies() if isinstance(one, DirectoryStore) and not one.keeps_immutable()]
+    for store in soft:
+        yield Check(
+            "WARN",
+            subject,
+            f"{store.root} takes no immutable flag: only this software refuses to delete",
+            "run as root on ext4, XFS or Btrfs, or use a place that locks by itself (S3 Object Lock)",
+        )
+    if not soft:
+        yield Check("OK", subject, f"{lock.days} days")
 
 
 # --- folders ---------------------------------------------------------------------------------------------------

@@ -120,8 +120,9 @@ def _show_phrase(session: Session, name: str, phrase: str) -> None:
 def _vault_opens(worker: WorkerConfig, name: str, vault: VaultConfig) -> bool:
     """Whether the vault is there, and its key opens it. Raises WrongKey if it is there and the key does not, or if
     the key of a vault yet to be made cannot be used."""
-    from workers.context import Context, secrets_of
+    from workers.context import Context
     from workers.contract.errors import VaultMissing
+    from workers.key_sources import secrets_of
     from workers.vault.places import open_place
 
     try:

@@ -31,6 +31,9 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more.
 YesOption = Annotated[
     bool, typer.Option("--yes", help="Do not ask before something is destroyed.", rich_help_panel=_PANEL)
 ]
+VaultArgument = Annotated[
+    str | None, typer.Argument(metavar="VAULT", help="Name in the configuration; default: the default vault.")
+]
 
 _COMMON = {
     "config": (ConfigOption, None),

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import integrity, replica, sweep
-from orchestrator.cli.options import command, group
-from orchestrator.cli.output import is_terminal, moment, size
+from orchestrator.cli import integrity, replica, sweep, vault_key, vault_lock
+from orchestrator.cli.options import VaultArgument, command, group
+from orchestrator.cli.output import duration, moment, size
 from orchestrator.cli.run import Session
+from orchestrator.cli.verify import advancing
 
 if TYPE_CHECKING:
     from orchestrator.integrity_desk import VaultHealth
-    from workers.vault.keys import SlotInfo
 
 app = group("Vaults: contents, verification, keys.")
-keys = group("Who can open a vault: its key slots.")
-app.add_typer(keys, name="key")
+app.add_typer(vault_key.app, name="key")
 integrity.register(app)
 sweep.register(app)
 replica.register(app)
-
-VaultArgument = Annotated[
-    str | None, typer.Argument(metavar="VAULT", help="Name in the configuration; default: the default vault.")
-]
+vault_lock.register(app)
 
 
 @command(app, "list")
@@ -108,99 +102,16 @@ def rebuild_catalog(
     session.out.say(f"{found} point{'' if found == 1 else 's'} in the catalog.")
 
 
-# --- keys ------------------------------------------------------------------------------------------------------
-
-
-@command(keys, "list")
-def list_slots(session: Session, vault: VaultArgument = None) -> None:
-    """List the slots that open a vault."""
+@command(app, "rebuild-index")
+def rebuild_index(session: Session, vault: VaultArgument = None) -> None:
+    """Write a vault's index anew from its packs, where it was lost or damaged. Backups may run meanwhile."""
     name = session.config.vault_name(vault)
-    slots = session.service.key_slots(name)
-    for slot in slots:
-        session.out.record("key_slot", {"vault": name, **slot.model_dump(mode="json")})
-    session.out.table(("slot", "kind", "made"), [_slot_row(slot) for slot in slots])
-
-
-def _slot_row(slot: SlotInfo) -> tuple[str, ...]:
-    return slot.id, slot.kind, moment(slot.created)
-
-
-@command(keys, "add")
-def add_slot(
-    session: Session,
-    vault: VaultArgument = None,
-    key_file: Annotated[
-        Path | None, typer.Option("--key-file", metavar="FILE", help="A key file; it is made if there is none.")
-    ] = None,
-    passphrase_file: Annotated[
-        Path | None, typer.Option("--passphrase-file", metavar="FILE", help="A passphrase: the first line of FILE.")
-    ] = None,
-) -> None:
-    """Add a slot: a key file, or a passphrase (asked for, or read from a file)."""
-    from workers.contract.errors import UsageError
-
-    if key_file is not None and passphrase_file is not None:
-        raise UsageError("--key-file and --passphrase-file exclude each other")
-    name = session.config.vault_name(vault)
-    service = session.service
-    if key_file is not None:
-        slot = service.add_key_file(name, key_file.expanduser().absolute())
-    else:
-        slot = service.add_passphrase(name, _passphrase(passphrase_file))
-    session.out.record("key_slot", {"vault": name, **slot.model_dump(mode="json")})
-    session.out.say(f"slot {slot.id} ({slot.kind}) opens vault {name} now")
-
-
-def _passphrase(file: Path | None) -> bytes:
-    """From `file`, or typed twice on the terminal. Raises UsageError."""
-    from workers.contract.errors import UsageError
-
-    if file is not None:
-        try:
-            first = file.expanduser().read_bytes().split(b"\n", 1)[0]
-        except OSError as error:
-            raise UsageError(f"passphrase file {file}: {error.strerror}") from None
-        if not first:
-            raise UsageError(f"passphrase file {file} begins with an empty line")
-        return first
-    if not (sys.stdin.isatty() and is_terminal(sys.stderr)):
-        raise UsageError("a passphrase is needed, and nobody is there to type it", hint="--passphrase-file FILE")
-    from getpass import getpass
-
-    typed = getpass("New passphrase: ")
-    if not typed:
-        raise UsageError("an empty passphrase protects nothing")
-    if getpass("Once more: ") != typed:
-        raise UsageError("the two differ: nothing was changed")
-    return typed.encode()
-
-
-@command(keys, "remove")
-def remove_slot(
-    session: Session,
-    slot: Annotated[str, typer.Argument(metavar="SLOT", help="As in `vault key list`.")],
-    vault: VaultArgument = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
-) -> None:
-    """Remove a slot: its key or passphrase opens the vault no more."""
-    from workers.contract.errors import NotFound
-
-    name = session.config.vault_name(vault)
-    service = session.service
-    slots = {one.id: one for one in service.key_slots(name)}
-    if slot not in slots:
-        raise NotFound(f"vault {name} has no key slot {slot!r}", hint=f"stillframe vault key list {name}")
-    if not dry_run:
-        session.confirm(f"Remove slot {slot} ({slots[slot].kind}) of vault {name}?")
-        service.remove_slot(name, slot)
-    session.out.record("removed", {"dry_run": dry_run, "vault": name, "slot": slot})
-    session.out.say(f"{'would remove' if dry_run else 'removed'} slot {slot} ({slots[slot].kind}) of vault {name}")
-
-
-@command(keys, "verify")
-def verify_key(session: Session, vault: VaultArgument = None) -> None:
-    """Check that the configured key opens a vault."""
-    name = session.config.vault_name(vault)
-    session.service.verify_key(name)
-    session.out.record("key", {"vault": name, "opens": True})
-    session.out.say(f"the configured key opens vault {name}")
+    with advancing(session, f"vault {name}") as advance:
+        done = session.service.rebuild_index(name, advance)
+    session.out.record("index", {"vault": name, **done.model_dump(mode="json")})
+    for pack in done.unreadable:
+        session.out.note(f"{pack}: its footer cannot be read; `stillframe vault verify {name} --packs` says more")
+    session.out.say(
+        f"{done.entries} blocks in {done.packs} packs, {done.segments} index segments written in"
+        f" {duration(done.seconds)}"
+    )

@@ -102,11 +102,15 @@ def _progress(job: BackupJob, event: Event) -> Step:
         case S.TRANSFERRING, DiskTransferred() if event.disk.target in job.outstanding:
             return _disk_transferred(job, event)
         case S.COMMITTING, PointCommitted() if event.point == job.point:
-            return _release(job.model_copy(update={"committed": job.new_point}))
+            return _release(job.model_copy(update={"committed": _locked(job.new_point, event)}))
         case S.RELEASING, Released():
             return _released(job, event)
         case _:
             return job, []
+
+
+def _locked(point: Point | None, event: PointCommitted) -> Point | None:
+    return point and point.model_copy(update={"locked_until": event.locked_until})
 
 
 def _to(job: BackupJob, state: JobState, **changes: object) -> BackupJob:

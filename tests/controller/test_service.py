@@ -161,11 +161,11 @@ def test_catalog_lost_and_rebuilt_from_the_vault(service: Service, catalog: Cata
 
 def test_init_makes_a_vault_once(service: Service) -> None:
     with pytest.raises(VaultMissing):
-        service.verify_key("main")
+        service.keys.verify("main")
     assert service.vaults()[0].problem
     assert service.init_vault("main")
     assert service.init_vault("main") is None
-    service.verify_key("main")
+    service.keys.verify("main")
     [view] = service.vaults()
     assert (view.points, view.problem) == (0, "")
 

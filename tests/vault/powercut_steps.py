@@ -43,11 +43,11 @@ def create(folder: Path) -> None:
 
 def rotate(folder: Path) -> None:
     vault = reopened(folder)
-    old = vault.slots()[0] if vault.slots()[0].kind == "keyfile" else vault.slots()[1]
-    vault.add_slot(key=NEW_KEY)
+    [old] = [slot for slot in vault.slots.all() if slot.kind == "keyfile"]
+    vault.slots.add(key=NEW_KEY)
     promise("new key")
     vault.rotate_data_key()
-    vault.remove_slot(old.id)
+    vault.slots.remove(old.id)
 
 
 def two_points(folder: Path) -> None:

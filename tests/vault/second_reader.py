@@ -16,7 +16,8 @@ from typing import Any
 
 import zstandard
 from blake3 import blake3
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -78,6 +79,34 @@ class SecondReader:
         """Block id → its copies: pack and entry."""
         self.damage = self._damage()
 
+    def lock_periods(self) -> list[int]:
+        """The periods of all locks, in order; each must be a valid successor of the one before."""
+        found: list[int] = []
+        before: dict[str, Any] = {"days": 0}
+        for path in sorted((self.root / "locks").iterdir()):
+            lock = plain_object(path)
+            require(f"{lock['number']:08d}" == path.name, "number of a lock")
+            longer = lock["days"] >= before["days"] and lock["approvers"] == before.get("approvers")
+            if before["days"] and not longer:
+                self._check_approval(lock, before)
+            found.append(lock["days"])
+            before = lock
+        return found
+
+    def _check_approval(self, lock: dict[str, Any], before: dict[str, Any]) -> None:
+        require(lock["approval"] != "", "a lock was shortened without an approval")
+        asked, slot = lock["approval"]["request"], lock["approval"]["slot"]
+        require(asked["vault"] == self.vault.hex() and asked["number"] == lock["number"], "what was approved")
+        require(asked["days_before"] == before["days"] and asked["days"] == lock["days"], "what was approved")
+        require(asked["approvers"] == lock["approvers"], "what was approved")
+        require(slot in before["approvers"] and slot not in asked["requesters"], "who approved")
+        text = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(before["approvers"][slot]))
+        try:
+            public.verify(bytes.fromhex(lock["approval"]["signature"]), b"stillframe approval\n" + text.encode())
+        except InvalidSignature:
+            raise Wrong("signature of an approval") from None
+
     def _master(self, vault: str, secrets: dict[str, bytes]) -> bytes:
         for path in (self.root / "keys").iterdir():
             slot = plain_object(path)
@@ -94,7 +123,14 @@ class SecondReader:
                 require(kdf["name"] == "hkdf-sha256", "kdf")
                 kek = hkdf(secret, salt, "stillframe slot")
             aad = f"stillframe slot {vault} {slot['id']} {slot['kind']}".encode()
-            return AESGCM(kek).decrypt(bytes(12), bytes.fromhex(slot["wrapped"]), aad)
+            try:
+                master = AESGCM(kek).decrypt(bytes(12), bytes.fromhex(slot["wrapped"]), aad)
+            except InvalidTag:
+                continue  # another holder's
+            if "approver" in slot:
+                approver = Ed25519PrivateKey.from_private_bytes(hkdf(kek, self.vault, "stillframe approver"))
+                require(approver.public_key().public_bytes_raw().hex() == slot["approver"], "approver of a slot")
+            return master
         raise Wrong("no slot for the secret")
 
     def _cipher(self, header: bytes, magic: bytes, info: str) -> AESGCM:

@@ -87,7 +87,7 @@ def test_key_passphrase_and_recovery_phrase_open_the_same_vault(tmp_path: Path) 
 @pytest.mark.parametrize(("key", "passphrase"), [(bytes(32), None), (None, b"wrong"), (None, None), (None, KEY)])
 def test_wrong_key(tmp_path: Path, key: bytes | None, passphrase: bytes | None) -> None:
     vault = new_vault(tmp_path)
-    vault.add_slot(passphrase=b"right")
+    vault.slots.add(passphrase=b"right")
     with pytest.raises(WrongKey) as caught:
         Vault.open(vault.store, key=key, passphrase=passphrase, cache_dir=tmp_path)
     assert caught.value.exit_code == 12
@@ -105,21 +105,21 @@ def test_a_mistyped_recovery_phrase_is_told_from_a_wrong_one(tmp_path: Path) -> 
 
 def test_slots_come_and_go(tmp_path: Path) -> None:
     vault = new_vault(tmp_path)
-    assert sorted(slot.kind for slot in vault.slots()) == ["keyfile", "recovery"]
-    other = vault.add_slot(key=b"\7" * 32)
-    _, phrase = vault.add_recovery_slot()
+    assert sorted(slot.kind for slot in vault.slots.all()) == ["keyfile", "recovery"]
+    other = vault.slots.add(key=b"\7" * 32)
+    _, phrase = vault.slots.add_recovery()
     assert Vault.open(vault.store, key=b"\7" * 32, cache_dir=tmp_path).id == vault.id
     assert Vault.open(vault.store, passphrase=phrase.encode(), cache_dir=tmp_path).id == vault.id
-    vault.remove_slot(other.id)
+    vault.slots.remove(other.id)
     with pytest.raises(WrongKey):
         Vault.open(vault.store, key=b"\7" * 32, cache_dir=tmp_path)
     with pytest.raises(NotFound):
-        vault.remove_slot(other.id)
-    slots = vault.slots()
+        vault.slots.remove(other.id)
+    slots = vault.slots.all()
     for slot in slots[:-1]:
-        vault.remove_slot(slot.id)
+        vault.slots.remove(slot.id)
     with pytest.raises(VaultError, match="last"):
-        vault.remove_slot(slots[-1].id)
+        vault.slots.remove(slots[-1].id)
 
 
 def test_a_rotated_data_key_is_used_and_the_old_one_still_reads(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_creation_that_was_cut_off_can_be_repeated(tmp_path: Path) -> None:
     with pytest.raises(VaultMissing):
         open_store(f"file://{tmp_path}/vault")
     again = new_vault(tmp_path)
-    assert len(again.slots()) == 2
+    assert len(again.slots.all()) == 2
 
 
 def test_a_vault_needs_a_key(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_newer_format(tmp_path: Path) -> None:
 )
 def test_a_hostile_slot_is_refused(tmp_path: Path, kdf: object) -> None:
     vault = new_vault(tmp_path)
-    slots = vault.slots()
+    slots = vault.slots.all()
     fields = {"id": "0", "kind": "passphrase", "created": slots[0].created.isoformat(), "kdf": kdf, "wrapped": "00"}
     vault.store.put("keys/0", encode_plain(fields))
     with pytest.raises(Corrupt):

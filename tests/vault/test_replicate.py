@@ -114,7 +114,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 def test_keys_and_pins_come_along(tmp_path: Path) -> None:
     vault = original(tmp_path)
-    vault.add_slot(passphrase=b"second way")
+    vault.slots.add(passphrase=b"second way")
     vault.store.put("pins/p1", b"pinned")
     run(tmp_path)
     Vault.open(DirectoryStore(tmp_path / "second"), passphrase=b"second way", cache_dir=tmp_path / "c3")

@@ -15,6 +15,7 @@ from workers.contract.points import Point
 from workers.vault import MapWriter, Vault, open_store
 from workers.vault.blockmap import FANOUT
 from workers.vault.condemned import condemn, read_condemned
+from workers.vault.immutable import set_immutable
 from workers.vault.rebuild import rebuild_index
 from workers.vault.sweep import Settings, SweepReport, sweep
 from workers.vault.verify import Level, verify
@@ -256,6 +257,7 @@ def test_a_damaged_copy_does_not_count(tmp_path: Path) -> None:
     assert good.pack in packs(vault)
 
 
+@pytest.mark.usefixtures("flags_go")
 def test_a_retained_pack_goes_later_and_counts_for_nothing_until_then(tmp_path: Path) -> None:
     """Two copies of a block, both condemned, both retained: one is dead, so the other one must stay."""
     vault, other = new_vault(tmp_path), reopened(tmp_path, cache="other")
@@ -272,6 +274,7 @@ def test_a_retained_pack_goes_later_and_counts_for_nothing_until_then(tmp_path: 
     assert (report.retained, report.rescued, report.removed) == (1, 1, 0)
     assert {*copies} <= packs(vault)
     for name in copies:
+        set_immutable(tmp_path / "vault" / name, False)
         (tmp_path / "vault" / name).chmod(0o600)
     assert sweep(vault, now=NOW, settings=WHOLE).removed == 1
     assert content_of(vault) == {"p1": image("AB")}

@@ -8,6 +8,7 @@ by the job's state. Workers decide nothing: a command says all that was decided,
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, TypeAdapter
@@ -290,6 +291,8 @@ class DiskTransferred(Value):
 class PointCommitted(Value):
     kind: Literal["point_committed"] = "point_committed"
     point: str
+    locked_until: datetime | None = None
+    """As in its manifest."""
 
 
 class Released(Value):

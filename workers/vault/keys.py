@@ -11,14 +11,16 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from workers.contract.errors import Corrupt, TargetExists, VaultError, WrongKey
+from workers.contract.errors import Corrupt, ObjectMissing, TargetExists, VaultError, WrongKey
 from workers.contract.machines import Value
 from workers.contract.seams import Store
 from workers.vault.sealing import NONCE, decode_plain, derive, encode_plain
@@ -39,6 +41,16 @@ class SlotInfo(Value):
     id: str
     kind: Kind
     created: datetime
+    approver: str = ""
+    """Public key by which its holder approves (`approval.py`), 64 hex digits; empty: made before there were any."""
+
+
+class Opened(NamedTuple):
+    """A slot that a secret opens, and with it the master key."""
+
+    slot: SlotInfo
+    master: bytes
+    approver: Ed25519PrivateKey
 
 
 # --- key files -----------------------------------------------------------------------------------------------------
@@ -47,6 +59,17 @@ class SlotInfo(Value):
 def write_key_file(path: Path) -> bytes:
     """Create a key file (0600), exclusively, and return its key. Raises TargetExists, VaultError."""
     key = secrets.token_bytes(KEY_SIZE)
+    write_secret(path, key_text(key))
+    return key
+
+
+def key_text(key: bytes) -> bytes:
+    """What a key file holds."""
+    return key.hex().encode() + b"\n"
+
+
+def write_secret(path: Path, text: bytes) -> None:
+    """Create a file (0600), exclusively and durably. Raises TargetExists, VaultError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -55,28 +78,52 @@ def write_key_file(path: Path) -> bytes:
     except OSError as error:
         raise VaultError(f"cannot write key file {path}: {error.strerror}") from error
     with os.fdopen(fd, "wb") as file:
-        file.write(key.hex().encode() + b"\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    return key
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def read_key_file(path: Path) -> bytes:
     """The key in a key file. Raises WrongKey if it is absent, readable by others, or not a key."""
+    return parse_key(read_secret(path, "key file", "key_file"), str(path))
+
+
+def read_passphrase_file(path: Path) -> bytes:
+    """The first line of a passphrase file. Raises WrongKey if it is absent or readable by others."""
+    return read_secret(path, "passphrase file", "passphrase_file").split(b"\n", 1)[0]
+
+
+def read_secret(path: Path, what: str, setting: str) -> bytes:
+    """What a file that only its owner can read begins with. Raises WrongKey."""
     try:
         mode = path.stat().st_mode
         text = path.read_bytes()[:4096]
     except OSError as error:
-        raise WrongKey(f"cannot read key file {path}: {error.strerror}", hint="check key_file of the vault") from None
+        raise WrongKey(f"cannot read {what} {path}: {error.strerror}", hint=f"check {setting} of the vault") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise WrongKey(f"key file {path} is world-readable or open to its group", hint=f"chmod 600 {path}")
+        raise WrongKey(f"{what} {path} is world-readable or open to its group", hint=f"chmod 600 {path}")
+    return text
+
+
+def parse_key(text: bytes, where: str) -> bytes:
+    """The key in the text of a key file; `where` it is from. Raises WrongKey, which does not tell the text."""
     digits = text.strip()
     try:
         key = bytes.fromhex(digits.decode("ascii"))
     except ValueError:
         key = b""
     if len(digits) != 2 * KEY_SIZE or len(key) != KEY_SIZE:
-        raise WrongKey(f"{path} is not a key file: it should hold {2 * KEY_SIZE} hex digits")
+        raise WrongKey(f"{where} is not a key file: it should hold {2 * KEY_SIZE} hex digits")
     return key
 
 
@@ -127,24 +174,30 @@ def make_slot(store: Store, vault_id: str, master: bytes, kind: Kind, secret: by
     if kind == "passphrase":
         kdf |= {"name": "argon2id", **_ARGON2ID}
     created = datetime.now(UTC)
-    wrapped = AESGCM(_kek(kdf, secret, slot)).encrypt(NONCE, master, _aad(vault_id, slot, kind))
+    kek = _kek(kdf, secret, slot)
+    wrapped = AESGCM(kek).encrypt(NONCE, master, _aad(vault_id, slot, kind))
+    approver = _approver(kek, vault_id).public_key().public_bytes_raw().hex()
     fields = {"id": slot, "kind": kind, "created": created.isoformat(), "kdf": kdf, "wrapped": wrapped.hex()}
-    if not store.put(f"keys/{slot}", encode_plain(fields)):
+    if not store.put(f"keys/{slot}", encode_plain({**fields, "approver": approver})):
         raise VaultError(f"key slot {slot} exists already")
-    return SlotInfo(id=slot, kind=kind, created=created)
+    return SlotInfo(id=slot, kind=kind, created=created, approver=approver)
 
 
 def read_slots(store: Store) -> Iterator[tuple[SlotInfo, dict[str, Any]]]:
     """Every slot with its fields. Raises Corrupt at a damaged one."""
     for info in store.list("keys/"):
         fields = decode_plain(store.get(info.name), info.name)
-        try:
-            slot = SlotInfo(id=fields["id"], kind=fields["kind"], created=fields["created"])
-        except (KeyError, ValueError):
-            raise Corrupt(f"{info.name} is not a key slot") from None
-        if info.name != f"keys/{slot.id}":
-            raise Corrupt(f"{info.name} holds another slot")
-        yield slot, fields
+        yield _slot_info(info.name, fields), fields
+
+
+def _slot_info(name: str, fields: dict[str, Any]) -> SlotInfo:
+    try:
+        slot = SlotInfo.model_validate({key: fields[key] for key in SlotInfo.model_fields if key in fields})
+    except ValueError:
+        raise Corrupt(f"{name} is not a key slot") from None
+    if name != f"keys/{slot.id}":
+        raise Corrupt(f"{name} holds another slot")
+    return slot
 
 
 def unwrap(
@@ -152,15 +205,7 @@ def unwrap(
 ) -> bytes:
     """The master key, by any slot but `without`. Raises WrongKey if none opens, Corrupt if that may be because one is
     damaged."""
-    secrets_of: dict[str, bytes] = {}
-    if key is not None:
-        secrets_of["keyfile"] = key
-    if passphrase is not None:
-        secrets_of["passphrase"] = passphrase
-        if (phrase := parse_phrase(passphrase)) is not None:
-            secrets_of["recovery"] = phrase
-    if not secrets_of:
-        raise WrongKey("no key was given for the vault", hint="set key_file or passphrase_file for it")
+    secrets = _secrets(key, passphrase)
     damaged: Corrupt | None = None
     count = 0
     for info in list(store.list("keys/")):
@@ -168,15 +213,15 @@ def unwrap(
             continue
         count += 1
         try:
-            master = _try_slot(store, info.name, vault_id, secrets_of)
+            opened = _try_slot(store, info.name, vault_id, secrets)
         except Corrupt as error:
             damaged = error
             continue
-        if master is not None:
-            return master
+        if opened is not None:
+            return opened.master
     if damaged is not None:
         raise damaged
-    mistyped = passphrase is not None and looks_like_phrase(passphrase) and "recovery" not in secrets_of
+    mistyped = passphrase is not None and looks_like_phrase(passphrase) and "recovery" not in secrets
     raise WrongKey(
         f"the key does not open the vault: none of its {count} key slots fits",
         hint="that looks like a recovery phrase with a mistyped character: compare it with what was written down"
@@ -185,18 +230,50 @@ def unwrap(
     )
 
 
-def _try_slot(store: Store, name: str, vault_id: str, secrets_of: dict[str, bytes]) -> bytes | None:
+def opened_slots(store: Store, vault_id: str, *, key: bytes | None, passphrase: bytes | None) -> list[Opened]:
+    """Every slot that the secret opens; damaged ones are passed over. Raises WrongKey if no secret was given."""
+    secrets = _secrets(key, passphrase)
+    found = []
+    for info in list(store.list("keys/")):
+        with suppress(Corrupt, ObjectMissing):
+            opened = _try_slot(store, info.name, vault_id, secrets)
+            if opened is not None:
+                found.append(opened)
+    return found
+
+
+def _secrets(key: bytes | None, passphrase: bytes | None) -> dict[str, bytes]:
+    """Kind of slot → the secret that may open it."""
+    found: dict[str, bytes] = {}
+    if key is not None:
+        found["keyfile"] = key
+    if passphrase is not None:
+        found["passphrase"] = passphrase
+        if (phrase := parse_phrase(passphrase)) is not None:
+            found["recovery"] = phrase
+    if not found:
+        raise WrongKey("no key was given for the vault", hint="set key_file, passphrase_file or key_command for it")
+    return found
+
+
+def _try_slot(store: Store, name: str, vault_id: str, secrets: dict[str, bytes]) -> Opened | None:
     fields = decode_plain(store.get(name), name)
     try:
         kind, slot, wrapped = fields["kind"], fields["id"], bytes.fromhex(fields["wrapped"])
-        if kind not in secrets_of:
+        if kind not in secrets:
             return None
-        kek = _kek(fields["kdf"], secrets_of[kind], slot)
-        return AESGCM(kek).decrypt(NONCE, wrapped, _aad(vault_id, slot, kind))
+        kek = _kek(fields["kdf"], secrets[kind], slot)
+        master = AESGCM(kek).decrypt(NONCE, wrapped, _aad(vault_id, slot, kind))
     except (KeyError, ValueError, TypeError):
         raise Corrupt(f"{name} is not a key slot") from None
     except InvalidTag:
         return None
+    return Opened(_slot_info(name, fields), master, _approver(kek, vault_id))
+
+
+def _approver(kek: bytes, vault_id: str) -> Ed25519PrivateKey:
+    """What the holder of a slot signs approvals with: nobody else can derive it, the holder of another slot neither."""
+    return Ed25519PrivateKey.from_private_bytes(derive(kek, bytes.fromhex(vault_id), b"stillframe approver"))
 
 
 def _aad(vault_id: str, slot: str, kind: str) -> bytes:

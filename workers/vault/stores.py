@@ -27,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 
 from workers.contract.errors import ConfigError, Corrupt, Locked, NoSpace, ObjectMissing, VaultError, VaultMissing
 from workers.contract.seams import ObjectInfo, Store, StoreFeatures
+from workers.vault.immutable import set_immutable
 
 MARKER = "vault.json"
 _NAME = re.compile(r"(?:[a-z0-9_-][a-z0-9._-]*/)*[a-z0-9_-][a-z0-9._-]*")
@@ -155,14 +156,27 @@ class DirectoryStore:
         path = self.root / checked(name)
         with _translated(f"delete {name}"):
             try:
-                if (until := _retained(path.stat())) > time.time():
-                    raise Locked(f"{name} is retained until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC")
+                if until := _retained(path.stat()):
+                    self._check_free(name, until)
+                    set_immutable(path, False)
                 path.unlink()
             except FileNotFoundError:
                 return
             _sync_folder(path.parent)
 
+    def _check_free(self, name: str, until: float) -> None:
+        """Raises Locked until both clocks are past it: this host's, and that of the place, which is the server's where
+        the folder is on a network."""
+        probe = self.staging() / f"clock-{secrets.token_hex(8)}"
+        probe.touch(mode=0o600)
+        there = probe.stat().st_mtime
+        probe.unlink()
+        if until > min(time.time(), there):
+            raise Locked(f"{name} is retained until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC")
+
     def retain(self, name: str, until: datetime) -> None:
+        """As write-once filers know it: nobody may write the file, and its mtime says until when. Where the file system
+        has an immutable flag and we are root, that too."""
         path = self.root / checked(name)
         self._guard()
         with _translated(f"retain {name}"):
@@ -171,8 +185,20 @@ class DirectoryStore:
             except FileNotFoundError:
                 raise ObjectMissing(f"{name} is missing from the vault at {self.root}") from None
             if until.timestamp() > _retained(found):
+                set_immutable(path, False)
                 path.chmod(_RETAINED)
                 os.utime(path, (found.st_atime, until.timestamp()))
+            set_immutable(path, True)
+
+    def keeps_immutable(self) -> bool:
+        """Whether `retain` can set the file system's immutable flag here."""
+        probe = self.staging() / f"flag-{secrets.token_hex(8)}"
+        with _translated(f"look at {self.root}"):
+            probe.touch(mode=0o600)
+            kept = set_immutable(probe, True)
+            set_immutable(probe, False)
+            probe.unlink()
+        return kept
 
     def copies(self) -> Sequence[Store]:
         return (self,)

@@ -23,6 +23,7 @@ from workers.vault.condemned import (
     verdict_name,
 )
 from workers.vault.index import Packs, write_segments
+from workers.vault.locks import extend
 from workers.vault.mark import Marks, Use, mark, uses
 from workers.vault.packs import TARGET, pack_name, read_footer
 from workers.vault.sessions import SessionInfo
@@ -74,6 +75,8 @@ class SweepReport(Value):
     """Condemned packs that turned out to be needed."""
     retained: int = 0
     """Dead packs that a lock keeps for now."""
+    retention: datetime | None = None
+    """Until when the packs of locked points cannot be deleted now (`locks.py`); None: nothing is locked."""
     skipped: int = 0
     """Packs that would be compacted but hold a damaged block."""
     waiting: list[Waiting] = []
@@ -106,6 +109,7 @@ def sweep(
     run.condemn()
     if not dry_run:
         run.finish_all()
+        run.retain()
     return run.report()
 
 
@@ -223,6 +227,7 @@ class _Sweep:
             ordered = sorted(chosen)
             for at in range(0, len(ordered), MOST_PACKS):
                 condemn(self._vault.store, self._vault.keys, ordered[at : at + MOST_PACKS])
+        self._live_packs = {one for one, use in found.items() if use.needed or use.only} & self._sizes.keys() - chosen
         self._found |= {"condemned": len(chosen), "condemned_bytes": sum(map(self._sizes.__getitem__, chosen))}
 
     def _forget_removed(self, absent: Set[bytes]) -> None:
@@ -255,6 +260,10 @@ class _Sweep:
         done = compactor.run(sparse, lambda n: self._tell(Progress(stage="compact", done=n, total=total)))
         self._found |= {"compacted": len(done.packs), "copied_bytes": done.copied_bytes, "skipped": done.skipped}
         return done.packs
+
+    def retain(self) -> None:
+        """Renew the retention of what locked points need."""
+        self._found["retention"] = extend(self._vault, self._live_packs).until
 
     # --- the second phase --------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from workers.vault import trash
 from workers.vault.condemned import read_condemned
 from workers.vault.identity import add_keyring, check_empty, read_keyring, read_marker, write_marker
 from workers.vault.index import Index
-from workers.vault.keys import KEY_SIZE, SlotInfo, format_phrase, make_slot, read_slots, unwrap
+from workers.vault.keys import KEY_SIZE, format_phrase, make_slot, unwrap
+from workers.vault.locks import check_unlocked, read_lock
 from workers.vault.manifest import decode_manifest
 from workers.vault.packs import TARGET, digest_of
 from workers.vault.reader import BlockReader
@@ -40,6 +42,7 @@ from workers.vault.sealing import (
     seal_object,
 )
 from workers.vault.sessions import SessionInfo, announce, sessions, withdraw
+from workers.vault.slots import KeySlots
 from workers.vault.writer import BlockWriter
 
 _POINT_ID = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -118,8 +121,18 @@ class Vault:
         return self._keys
 
     @property
+    def slots(self) -> KeySlots:
+        """Who can open it."""
+        return KeySlots(self.store, self.id, self._master)
+
+    @property
     def index(self) -> Index:
         return self._index
+
+    @property
+    def cache_dir(self) -> Path:
+        """This host's folder for what can be made again."""
+        return self._cache_dir / self.id
 
     # --- blocks ----------------------------------------------------------------------------------------------------
 
@@ -131,7 +144,10 @@ class Vault:
         packs, missing = self.packs()
         reliable = self._index.numbers({digest_of(name) for name in packs} - condemned)
         missing_packs = {digest_of(name) for name in missing}
-        return BlockWriter(self.store, self._keys, self._index, reliable, missing=missing_packs, pack_size=pack_size)
+        retain = read_lock(self.store, self.id).covering(datetime.now(UTC))
+        return BlockWriter(
+            self.store, self._keys, self._index, reliable, missing=missing_packs, pack_size=pack_size, retain=retain
+        )
 
     def packs(self) -> tuple[dict[str, int], frozenset[str]]:
         """Sizes in bytes of the packs that are there, and names of those that the index names and that are missing. The
@@ -179,17 +195,23 @@ class Vault:
 
     # --- points ----------------------------------------------------------------------------------------------------
 
-    def commit(self, point: Point) -> None:
-        """Create the manifest: from here on the point exists. All its packs and index segments must be durable.
+    def commit(self, point: Point) -> Point:
+        """Create the manifest, locked as the vault's lock says: from here on the point exists. All its packs and index
+        segments must be durable. The same point again: no error. The point as it is in the vault.
 
-        The same point again: no error. Raises VaultError if the name is taken by another, or fenced."""
-        if self.store.put(_point_name(point.id), self._seal_point(point.id, {"point": point.model_dump(mode="json")})):
-            return
-        there = self._read_point(point.id)
-        if there is None:
-            raise VaultError(f"point {point.id} was given up: its job was settled without it")
-        if there != point:
-            raise VaultError(f"another point is committed under {point.id}")
+        Raises VaultError if the name is taken by another, or fenced."""
+        lock, name = read_lock(self.store, self.id), _point_name(point.id)
+        locked = point.model_copy(update={"locked_until": lock.until(point.time)})
+        if not self.store.put(name, self._seal_point(point.id, {"point": locked.model_dump(mode="json")})):
+            there = self._read_point(point.id)
+            if there is None:
+                raise VaultError(f"point {point.id} was given up: its job was settled without it")
+            if there.model_copy(update={"locked_until": None}) != point.model_copy(update={"locked_until": None}):
+                raise VaultError(f"another point is committed under {point.id}")
+            locked = there
+        if locked.locked_until is not None:
+            self.store.retain(name, locked.locked_until)
+        return locked
 
     def settle(self, point_id: str) -> Point | None:
         """The committed point; or None, and then it can never be committed any more. Raises Corrupt."""
@@ -221,7 +243,7 @@ class Vault:
         """Remove a point's manifest, damaged or not: the last step of a deletion (`trash.remove_finals`). Its blocks
         stay until a sweep. Raises NotFound if there is no such point (a fence is not one, and stays), Locked."""
         with suppress(Corrupt, NewerFormat):
-            self.point(point_id)
+            check_unlocked(self.point(point_id))
         self.store.delete(_point_name(point_id))
 
     def point_ids(self) -> list[str]:
@@ -252,33 +274,6 @@ class Vault:
         return decode_manifest(open_object(POINT, self._keys.data, self._keys.vault, name, data), point_id, name)
 
     # --- keys ------------------------------------------------------------------------------------------------------
-
-    def slots(self) -> list[SlotInfo]:
-        """Raises Corrupt at a damaged one."""
-        return [slot for slot, _ in read_slots(self.store)]
-
-    def add_slot(self, *, key: bytes | None = None, passphrase: bytes | None = None) -> SlotInfo:
-        """One more way to open the vault: exactly one of the two. Raises VaultError."""
-        if (key is None) == (passphrase is None):
-            raise VaultError("a key slot is for a key file or for a passphrase")
-        if key is not None:
-            return make_slot(self.store, self.id, self._master, "keyfile", key)
-        assert passphrase is not None
-        return make_slot(self.store, self.id, self._master, "passphrase", passphrase)
-
-    def add_recovery_slot(self) -> tuple[SlotInfo, str]:
-        """One more recovery phrase, which is kept nowhere."""
-        secret = secrets.token_bytes(25)
-        return make_slot(self.store, self.id, self._master, "recovery", secret), format_phrase(secret)
-
-    def remove_slot(self, id: str) -> None:
-        """Raises NotFound, and VaultError for the last one."""
-        names = [info.name for info in self.store.list("keys/")]
-        if f"keys/{id}" not in names:
-            raise NotFound(f"the vault has no key slot {id}", hint="`stillframe vault key list` shows them")
-        if len(names) < 2:
-            raise VaultError("the last key slot cannot be removed: nothing would open the vault", hint="add one first")
-        self.store.delete(f"keys/{id}")
 
     def rotate_data_key(self) -> int:
         """A new data key for what is written from now on by vaults opened from now on; its version."""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 
 import zstandard
@@ -74,15 +75,17 @@ class BlockWriter:
         *,
         missing: Collection[bytes] = (),
         pack_size: int = TARGET,
+        retain: datetime | None = None,
     ) -> None:
         """`reliable`: numbers of packs in the index; `missing`: packs (digests) that the index names and that the store
-        does not have."""
+        does not have; `retain`: until when nobody is to delete the packs that it writes (`locks.py`)."""
         self._store = store
         self._keys = keys
         self._index = index
         self._reliable = reliable
         self._missing = missing
         self._pack_size = pack_size
+        self._retain = retain
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._register: list[_Stats] = []
@@ -243,6 +246,8 @@ class BlockWriter:
         try:
             digest = pack.close()
             self._store.put_file(pack_name(digest), pack.path)
+            if self._retain is not None:
+                self._store.retain(pack_name(digest), self._retain)
         finally:
             pack.abandon()
         with self._lock:
