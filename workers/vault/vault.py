@@ -201,7 +201,8 @@ class Vault:
 
         Raises VaultError if the name is taken by another, or fenced."""
         lock, name = read_lock(self.store, self.id), _point_name(point.id)
-        locked = point.model_copy(update={"locked_until": lock.until(point.time)})
+        dates = [date for date in (point.locked_until, lock.until(point.time)) if date is not None]
+        locked = point.model_copy(update={"locked_until": max(dates, default=None)})
         if not self.store.put(name, self._seal_point(point.id, {"point": locked.model_dump(mode="json")})):
             there = self._read_point(point.id)
             if there is None:
