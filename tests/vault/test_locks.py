@@ -26,7 +26,6 @@ from workers.vault.stores import DirectoryStore
 from workers.vault.sweep import sweep
 from workers.vault.verify import Level, verify
 
-pytestmark = pytest.mark.usefixtures("flags_go")
 SECOND = b"\7" * 32
 """Another holder's key."""
 ADDED = b"\x09" * 32

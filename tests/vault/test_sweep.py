@@ -257,7 +257,6 @@ def test_a_damaged_copy_does_not_count(tmp_path: Path) -> None:
     assert good.pack in packs(vault)
 
 
-@pytest.mark.usefixtures("flags_go")
 def test_a_retained_pack_goes_later_and_counts_for_nothing_until_then(tmp_path: Path) -> None:
     """Two copies of a block, both condemned, both retained: one is dead, so the other one must stay."""
     vault, other = new_vault(tmp_path), reopened(tmp_path, cache="other")

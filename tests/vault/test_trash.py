@@ -127,7 +127,6 @@ def test_a_pin_whose_maker_was_killed_counts(vault: Vault) -> None:
     assert sweep(vault, 30) == []
 
 
-@pytest.mark.usefixtures("flags_go")
 def test_a_lock_holds_a_deletion_open(vault: Vault) -> None:
     locked(vault, NOW + 20 * DAY)
     with pytest.raises(Locked, match="locked until 2026-12-13"):
@@ -142,7 +141,6 @@ def test_a_lock_holds_a_deletion_open(vault: Vault) -> None:
     assert [one.point for one in trash.finalise(vault, NOW + 20 * DAY)] == ["p1"]
 
 
-@pytest.mark.usefixtures("flags_go")
 def test_a_damaged_manifest_is_deleted_no_earlier_than_its_lock_may_end(vault: Vault, tmp_path: Path) -> None:
     locked(vault, NOW + 20 * DAY)
     fields = {"approval": "", "by": "x", "number": 1, "time": NOW.isoformat()}

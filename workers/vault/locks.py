@@ -43,6 +43,7 @@ AHEAD = timedelta(days=10)
 MAX_DAYS = 36500
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _IN_FLIGHT = 8
+_LOST = "bring it back from a replica; without one, remove it by hand and set the lock again"
 
 
 class Lock(Value):
@@ -93,13 +94,15 @@ def read_chain(store: Store, vault_id: str) -> tuple[Lock, list[str]]:
 
 
 def _read(store: Store, name: str) -> Lock:
-    fields = decode_plain(store.get(name), name)
     try:
+        fields = decode_plain(store.get(name), name)
         lock = Lock.model_validate({**fields, "approval": fields["approval"] or None})
-    except (KeyError, ValidationError):
-        raise Corrupt(f"{name} is not a lock") from None
+    except (KeyError, ValidationError, Corrupt):
+        raise Corrupt(
+            f"{name} is not what was written, so nobody knows for how long points are locked", hint=_LOST
+        ) from None
     if name != _name(lock.number) or not 0 <= lock.days <= MAX_DAYS:
-        raise Corrupt(f"{name} is not a lock")
+        raise Corrupt(f"{name} is not a lock", hint=_LOST)
     return lock
 
 
