@@ -98,9 +98,7 @@ def _read(store: Store, name: str) -> Lock:
         fields = decode_plain(store.get(name), name)
         lock = Lock.model_validate({**fields, "approval": fields["approval"] or None})
     except (KeyError, ValidationError, Corrupt):
-        raise Corrupt(
-            f"{name} is not what was written, so nobody knows for how long points are locked", hint=_LOST
-        ) from None
+        raise Corrupt(f"{name} is not what was written: how long are points locked?", hint=_LOST) from None
     if name != _name(lock.number) or not 0 <= lock.days <= MAX_DAYS:
         raise Corrupt(f"{name} is not a lock", hint=_LOST)
     return lock
