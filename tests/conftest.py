@@ -1,11 +1,14 @@
-"""Fixtures with real parts: the host's libvirt, guests that boot, S3 servers.
+"""Fixtures with real parts: the host's libvirt and guests that boot.
 
 A test that needs libvirt fails where there is none, with the command to type: skipping would call a run green that
 proved nothing.
+
+All tests run with as few open files as many systems allow, so that what leaks them fails here, and by itself.
 """
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +16,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.scheduling import pytest_collection_modifyitems, pytest_xdist_make_scheduler
+
 if TYPE_CHECKING:
     import libvirt
 
     from orchestrator.demo.tiny_guest import TinyImage
     from tests.guests.machines import Guest, GuestFactory
-    from tests.vault.buckets import Server
+
+
+__all__ = ["pytest_collection_modifyitems", "pytest_xdist_make_scheduler"]
+
+OPEN_FILES = 512
+"""Half of what a login gets from most distributions."""
+
+
+def pytest_sessionstart() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 @pytest.fixture(scope="session")
@@ -106,30 +120,3 @@ def full_guest(
         yield guest
     finally:
         remove_machine(guest.domain)
-
-
-# --- S3 servers: see tests/vault/buckets.py --------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from tests.vault.buckets import serving
-
-    with serving(tmp_path_factory.mktemp("moto"), "moto") as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def localbucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from tests.vault.buckets import serving
-
-    with serving(tmp_path_factory.mktemp("localbucket"), "localbucket") as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def nanio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from tests.vault.buckets import serving
-
-    with serving(tmp_path_factory.mktemp("nanio"), "nanio") as server:
-        yield server

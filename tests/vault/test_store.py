@@ -1,90 +1,40 @@
-"""The contract of `Store`, held by the directory store, by the faults wrapper without faults, and by buckets of two
-real S3 servers, with Object Lock, and through a proxy that spoils every other request; and what is the directory
-store's own: marker, staging, names. What is S3's own is in `test_s3.py`."""
+"""The contract of `Store`, held by the directory store and by the faults wrapper without faults; and what is the
+directory store's own: marker, staging, names."""
 
 from __future__ import annotations
 
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.vault.buckets import QUICK, Server
 from tests.vault.faulty import FaultyStore
-from tests.vault.s3_proxy import Fault, Proxy, every_other
-from workers.contract.errors import ConfigError, Corrupt, Locked, ObjectMissing, VaultError, VaultMissing
+from workers.contract.errors import ConfigError, Corrupt, ObjectMissing, VaultError, VaultMissing
 from workers.contract.seams import ObjectInfo, Store
 from workers.vault.mirror import MirrorStore
 from workers.vault.stores import DirectoryStore, open_store
 
-Maker = Callable[[pytest.FixtureRequest], Store]
-
-
-def directory(request: pytest.FixtureRequest) -> Store:
-    folder: Path = request.getfixturevalue("tmp_path")
-    return DirectoryStore(folder / "s", create=True)
-
-
-def faulty(request: pytest.FixtureRequest) -> Store:
-    return FaultyStore(directory(request))
-
-
-def bucket(server: str, name: str = "plain") -> Maker:
-    def make(request: pytest.FixtureRequest) -> Store:
-        found: Server = request.getfixturevalue(server)
-        return found.store(found.url(name), create=True)
-
-    return make
-
-
-def mirror(*makers: Maker) -> Maker:
-    def make(request: pytest.FixtureRequest) -> Store:
-        return MirrorStore({str(at): partial(one, request) for at, one in enumerate(makers)}, create=True)
-
-    return make
-
-
-def second(request: pytest.FixtureRequest) -> Store:
-    folder: Path = request.getfixturevalue("tmp_path")
-    return FaultyStore(DirectoryStore(folder / "two", create=True))
-
-
-def spoilt(fault: Fault) -> Maker:
-    def make(request: pytest.FixtureRequest) -> Store:
-        proxy: Proxy = request.getfixturevalue("proxy")
-        server: Server = request.getfixturevalue("proxied")
-        proxy.plan = every_other(fault)
-        patience = replace(QUICK, read_timeout=0.4) if fault is Fault.SILENT else QUICK
-        return server.store(server.url(), create=True, patience=patience)
-
-    return make
-
-
-STORES: dict[str, Maker] = {
-    "directory": directory,
-    "faulty": faulty,
-    "moto": bucket("moto"),
-    "moto with lock": bucket("moto", "locked"),
-    "localbucket": bucket("localbucket"),
-    "mirror": mirror(directory, second),
-    "mirror of a folder and a bucket": mirror(directory, bucket("moto")),
-    **{fault.name: spoilt(fault) for fault in Fault if fault is not Fault.LESS},
+KINDS: dict[str, Callable[[Path], Store]] = {
+    "directory": lambda folder: DirectoryStore(folder, create=True),
+    "faulty": lambda folder: FaultyStore(DirectoryStore(folder, create=True)),
+    "mirror": lambda folder: MirrorStore(
+        {
+            "one": lambda: DirectoryStore(folder, create=True),
+            "two": lambda: FaultyStore(DirectoryStore(folder / "../two", create=True)),
+        },
+        create=True,
+    ),
 }
 
 
-@pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest) -> Store:
-    made = STORES[request.param](request)
-    assert made.put("vault.json", b"marker")
-    return made
+@pytest.fixture(params=KINDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    store = KINDS[request.param](tmp_path / "s")
+    store.put("vault.json", b"marker")
+    return store
 
 
 def names(store: Store, prefix: str) -> list[str]:
@@ -120,11 +70,11 @@ def test_absent_object(store: Store) -> None:
     assert names(store, "packs/") == []
 
 
-def test_a_short_object_is_corrupt(store: Store) -> None:
+@pytest.mark.parametrize(("offset", "length"), [(0, 6), (4, 2), (6, 1), (99, 1)])
+def test_a_short_object_is_corrupt(store: Store, offset: int, length: int) -> None:
     store.put("packs/a", b"hello")
-    for offset, length in ((0, 6), (4, 2), (6, 1), (99, 1)):
-        with pytest.raises(Corrupt):
-            store.get("packs/a", offset, length)
+    with pytest.raises(Corrupt):
+        store.get("packs/a", offset, length)
 
 
 def test_list_and_delete(store: Store) -> None:
@@ -144,50 +94,19 @@ def test_deleted_name_can_be_put_again(store: Store) -> None:
     assert store.get("sessions/j") == b"2"
 
 
-def test_retained_object_is_not_deleted(store: Store) -> None:
-    now = datetime.now(UTC)
-    store.put("packs/kept", b"1")
-    store.retain("packs/kept", now + timedelta(days=2))
-    store.retain("packs/kept", now + timedelta(days=1))
-    with pytest.raises(Locked) as caught:
-        store.delete("packs/kept")
-    assert f"{now + timedelta(days=2):%Y-%m-%d}" in str(caught.value)
-    assert store.get("packs/kept") == b"1"
-    assert names(store, "") == ["packs/kept", "vault.json"]
-
-
-def test_object_whose_retention_is_over_is_deleted(store: Store) -> None:
-    store.put("packs/kept", b"1")
-    store.retain("packs/kept", datetime.now(UTC) + timedelta(seconds=1))
-    deadline = time.monotonic() + 30
-    while names(store, "packs/"):
-        assert time.monotonic() < deadline
-        with suppress(Locked):
-            store.delete("packs/kept")
-    assert store.put("packs/kept", b"2")
-
-
-def test_absent_object_is_not_retained(store: Store) -> None:
-    with pytest.raises(ObjectMissing):
-        store.retain("packs/none", datetime.now(UTC))
-
-
-def test_it_says_where_it_is_and_how_often(store: Store) -> None:
-    assert len(store.copies()) == (2 if isinstance(store, MirrorStore) else 1)
-    assert store.features.place
-
-
 def test_free_bytes(store: Store) -> None:
     free = store.free_bytes()
     assert free is None or free > 0
 
 
-def test_bad_names(store: Store) -> None:
-    for name in ("../up", "packs/../../up", "/etc/x", "packs//x", ".hidden", "Packs/x", "", "a/", "a\n"):
-        with pytest.raises(VaultError):
-            store.put(name, b"x")
-        with pytest.raises(VaultError):
-            store.get(name)
+@pytest.mark.parametrize(
+    "name", ["../up", "packs/../../up", "/etc/x", "packs//x", ".hidden", "Packs/x", "", "a/", "a\n"]
+)
+def test_bad_names(store: Store, name: str) -> None:
+    with pytest.raises(VaultError):
+        store.put(name, b"x")
+    with pytest.raises(VaultError):
+        store.get(name)
 
 
 # --- the directory store's own -----------------------------------------------------------------------------------
@@ -241,7 +160,7 @@ def test_files_are_private_and_nothing_is_left_in_staging(tmp_path: Path) -> Non
 def test_staging_of_a_killed_process_is_removed_and_that_of_a_live_one_is_not(tmp_path: Path) -> None:
     code = (
         "import os,sys; from pathlib import Path; from workers.vault.stores import DirectoryStore\n"
-        "folder = DirectoryStore(Path(sys.argv[1]), create=True).staging()\n"
+        "store = DirectoryStore(Path(sys.argv[1]), create=True); folder = store.staging()\n"
         "(folder / 'half').write_bytes(b'x'); print(folder, flush=True); sys.stdin.read(); os.kill(os.getpid(), 9)"
     )
     with subprocess.Popen(
@@ -252,6 +171,24 @@ def test_staging_of_a_killed_process_is_removed_and_that_of_a_live_one_is_not(tm
         DirectoryStore(tmp_path, create=True).staging()
         assert (folder / "half").exists()
         process.communicate("")
+    DirectoryStore(tmp_path, create=True).staging()
+    assert not folder.exists()
+
+
+def test_a_store_that_nobody_uses_any_more_holds_no_file_open(tmp_path: Path) -> None:
+    """Whoever backs up for months opens many; each kept the lock on its staging folder for ever."""
+
+    def held_open() -> list[str]:
+        links = [link for link in list(Path("/proc/self/fd").iterdir()) if link.is_symlink()]
+        return [str(name) for link in links if (name := link.readlink()).is_relative_to(tmp_path)]
+
+    for _ in range(3):
+        store = DirectoryStore(tmp_path, create=True)
+        folder = store.staging()
+        (folder / "half").write_bytes(b"x")
+        assert held_open() == [str(folder)]
+        del store
+        assert held_open() == []
     DirectoryStore(tmp_path, create=True).staging()
     assert not folder.exists()
 
