@@ -31,6 +31,7 @@ WRITER = (
 SECONDS = 4
 SLACK = 8.0
 """Emulated, with all else that this machine does."""
+numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +90,10 @@ def longest_pause(extension: ExtensionInGuest, name: str) -> float:
     return max(later - sooner for sooner, later in itertools.pairwise(times))
 
 
-def assert_thawed_in_time(extension: ExtensionInGuest) -> None:
+def assert_thawed_in_time(extension: ExtensionInGuest, seconds: float = SECONDS) -> None:
     for name in ("vda", "vdb", "loop"):
         pause = longest_pause(extension, name)
-        assert SECONDS - 1.5 < pause < SECONDS + SLACK, (name, pause)
+        assert SECONDS - 1.5 < pause < seconds + SLACK, (name, pause)
 
 
 def test_the_mounts_and_how_long_it_takes(held: ExtensionInGuest) -> None:
@@ -136,11 +137,10 @@ def test_a_whole_backup_in_small(held: ExtensionInGuest) -> None:
 
 def test_nobody_thaws(held: ExtensionInGuest) -> None:
     """The host is gone: the watchdog thaws at its deadline, resumes, and the host can see it from the count."""
-    held.app("50-x", "echo $1 >>/tmp/phases")
-    held.guest.out("rm -f /tmp/phases")
+    wait = tell_when_let_go(held)
     held.quiesce("job-1", freeze_s=SECONDS)
     assert held.channel.freeze() == 3
-    assert_thawed_through_time(held)
+    wait()
     assert held.channel.frozen(), "the agent does not know"
     assert held.channel.thaw() == 0, "this is how the host notices"
     assert_thawed_in_time(held)
@@ -150,25 +150,34 @@ def test_nobody_thaws(held: ExtensionInGuest) -> None:
     assert held.guest.out("cat /tmp/phases").split() == ["pre", "post"]
 
 
-def assert_thawed_through_time(extension: ExtensionInGuest) -> None:
-    """Wait until the deadline is certainly over: a frozen agent can be asked nothing but this."""
-    deadline = time.monotonic() + SECONDS + SLACK
-    while time.monotonic() < deadline:
-        assert extension.channel.ping()
-        time.sleep(0.5)
+def tell_when_let_go(extension: ExtensionInGuest) -> Callable[[], None]:
+    """Installs a script that says on the console when it may let go, which is after the watchdog's thaw; a function
+    that waits for it. A frozen agent can be asked nothing but whether it is there."""
+    word = f"let go {next(numbers)}"
+    extension.app("50-x", f"echo $1 >>/tmp/phases; [ $1 = pre ] || echo '{word}' >/dev/console")
+    extension.guest.out("rm -f /tmp/phases")
+
+    def wait() -> None:
+        extension.guest.wait_for_word(word)
+        wait_for_agent(extension.guest.domain, timeout=120)
+
+    return wait
 
 
 def test_the_agent_is_killed_while_frozen(held: ExtensionInGuest) -> None:
-    held.quiesce("job-1", freeze_s=SECONDS)
-    # Something that works on when the agent does not: the guest kills it itself.
-    held.guest.out("agent=$(pidof qemu-ga); (sleep 2; kill -KILL $agent) >/dev/null 2>&1 </dev/null &")
+    wait = tell_when_let_go(held)
+    held.quiesce("job-1", freeze_s=3 * SECONDS)
+    # Something that works on when the agent does not: the guest kills it itself, after its reply.
+    killer = "until [ -e /run/qga.state.isfrozen ]; do usleep 20000; done; sleep 3; kill -KILL $agent"
+    held.guest.out(
+        f"agent=$(pidof qemu-ga); ({killer}; echo 'agent killed' >/dev/console) >/dev/null 2>&1 </dev/null &"
+    )
     assert held.channel.freeze() == 3
-    wait_for(lambda: not held.channel.ping())
-    wait_for_agent(held.guest.domain, timeout=120)
+    held.guest.wait_for_word("agent killed")
     # The new agent finds the old one's mark and believes that all is frozen: it runs nothing until it is told to thaw.
-    assert_thawed_through_time(held)
+    wait()
     assert held.channel.thaw() == 0
-    assert_thawed_in_time(held)
+    assert_thawed_in_time(held, 3 * SECONDS)
     assert held.resume("job-1")["watchdog"] == "fired"
 
 
@@ -200,11 +209,12 @@ def test_without_sysrq(held: ExtensionInGuest) -> None:
     held.guest.out(
         f"sed -i 's#/proc/sysrq-trigger#/nowhere/sysrq#' {ROOT}/current/lib/lease.sh {ROOT}/current/watchdog"
     )
+    wait = tell_when_let_go(held)
     try:
         quiesced = held.quiesce("job-1", freeze_s=SECONDS)
         assert quiesced["watchdog_detail"] == "fsfreeze"
         assert held.channel.freeze() == 3
-        assert_thawed_through_time(held)
+        wait()
         held.channel.thaw()
         assert_thawed_in_time(held)
         assert held.resume("job-1")["watchdog"] == "fired"

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +83,14 @@ class Guest:
 
     def hashes(self, folder: str = "/data") -> dict[str, str]:
         return guest_hashes(self.domain, folder)
+
+    def wait_for_word(self, word: str, *, timeout: float = 60.0) -> None:
+        """Until the guest has said `word` on its console, which no freeze holds up."""
+        console = self.folder / f"{self.name}.log"
+        deadline = time.monotonic() + timeout
+        while word not in console.read_text(errors="replace"):
+            assert time.monotonic() < deadline, f"the guest never said {word}"
+            time.sleep(0.05)
 
     def start(self) -> float:
         """Start and wait for the agent; the seconds until it answered."""
