@@ -159,7 +159,10 @@ class _Deadline:
 
 def thaw(freezer: GuestChannel, note: Path) -> tuple[int, str]:
     """Thaw until confirmed, and only then remove `note`; how many file systems were thawed, and what went wrong on the
-    way (VSS tells only now that it had let go). Raises GuestError if the guest may still be frozen."""
+    way (VSS tells only now that it had let go). Raises GuestError if the guest may still be frozen.
+
+    No patience with an agent that is away: libvirt 9 never connects to one again that comes back while a backup runs
+    (measured). So give up, that the backup may be ended; the guard and the rescue task thaw then."""
     thawed, trouble = 0, ""
     for attempt in range(1, THAW_TRIES + 1):
         try:

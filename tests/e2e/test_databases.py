@@ -64,7 +64,8 @@ def test_no_acknowledged_transaction_is_lost(
 
 def taken(place: Place, load: Load, *, full: bool) -> dict[str, Any]:
     """One point under load, with the last transaction acknowledged before it."""
-    ran = place.run("backup", "run", load.guest.name, "--consistency", "application", *(["--full"] if full else []))
+    options = ["--consistency", "application", *(["--full"] if full else [])]
+    ran = place.run("backup", "run", load.guest.name, *options, timeout=600)
     assert ran.code == 0, ran
     point = ran.line("backup")
     assert point["consistency"] == "application", point

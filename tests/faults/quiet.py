@@ -14,11 +14,19 @@ from tests.faults.place import Place, Ran
 from tests.guests.machines import Guest
 
 APPS = "/etc/stillframe/apps"
-LOG = "/data/vda/writes"
-# No program is run in the loop: a shell's own write shows a frozen file system to the hundredth of a second.
+STAMPS = "/tmp/writes"
+# No program is run in the loop: a shell's own write shows a frozen file system to the hundredth of a second. The stamps
+# are in memory: a full disk holds up nobody.
 WRITER = f"""while [ -e /tmp/write ]; do
-    read -r up rest </proc/uptime; echo "$up" >>{LOG}; usleep 10000
+    echo >/data/vda/written; echo >/data/vdb/written; read -r up rest </proc/uptime; echo "$up" >>{STAMPS}; usleep 10000
 done"""
+
+
+def once_frozen(act: str) -> str:
+    """For a script's `pre`: `act` is done while the guest is frozen, when the agent has replied. The file is the
+    agent's own mark, made when it begins to freeze; a frozen guest can be told nothing."""
+    wait = "until [ -e /run/qga.state.isfrozen ]; do usleep 20000; done; sleep 4"
+    return f"({wait}; {act}) >/dev/null 2>&1 </dev/null & exit 0"
 
 
 @dataclass
@@ -64,19 +72,37 @@ class Quiet:
         """A file of the guest; empty if it is not there."""
         return self.out(f"cat {path} 2>/dev/null || true").strip()
 
+    def begin_writing(self) -> None:
+        """Let a writer stamp each time that it has written to all disks."""
+        self.out(f"touch /tmp/write; rm -f {STAMPS}; ({WRITER}) >/dev/null 2>&1 </dev/null &")
+
+    def end_writing(self) -> float:
+        """The longest time without a write, in seconds, since the writer began."""
+        self.wait_for_agent()
+        gap = self._gap(0.0)
+        self.out("rm -f /tmp/write")
+        return gap
+
     @contextmanager
     def writing(self) -> Iterator[Gap]:
-        """With a writer in the guest; how long it was held up, afterwards."""
+        """How long the writer was held up meanwhile: to be read afterwards."""
         gap = Gap()
-        self.out(f"touch /tmp/write; rm -f {LOG}; ({WRITER}) >/dev/null 2>&1 </dev/null & sleep 0.5")
+        since = float(self.out("cat /proc/uptime").split()[0])
         try:
             yield gap
         finally:
             self.wait_for_agent()
-            self.out("rm -f /tmp/write; sleep 0.5")
-        times = [float(line) for line in self.seen(LOG).splitlines()]
-        assert len(times) > 10, "the writer did not write"
-        gap.seconds = max(later - earlier for earlier, later in itertools.pairwise(times))
+        gap.seconds = self._gap(since)
+
+    def _gap(self, since: float) -> float:
+        """Waits for a write that begins now: one that is held up for ever would not show."""
+        now, deadline = float(self.out("cat /proc/uptime").split()[0]), time.monotonic() + 60
+        while True:
+            times = [float(line) for line in self.seen(STAMPS).splitlines()]
+            if times and times[-1] > now:
+                break
+            assert time.monotonic() < deadline, f"the writer does not write: {times[-1:]}, now {now}"
+        return max(later - earlier for earlier, later in itertools.pairwise(times) if later >= since)
 
     def wait_for_agent(self, seconds: float = 150.0) -> None:
         """Until commands can be run in the guest again."""
