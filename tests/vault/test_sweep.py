@@ -16,6 +16,7 @@ from workers.vault import MapWriter, Vault, open_store
 from workers.vault.blockmap import FANOUT
 from workers.vault.condemned import condemn, read_condemned
 from workers.vault.immutable import set_immutable
+from workers.vault.locks import lengthen
 from workers.vault.rebuild import rebuild_index
 from workers.vault.sweep import Settings, SweepReport, sweep
 from workers.vault.verify import Level, verify
@@ -101,6 +102,16 @@ def test_a_pack_that_is_mostly_dead_is_compacted(vault: Vault) -> None:
     assert sum(info.size for info in vault.store.list("packs/")) < 4 * BLOCK
     settled(vault)
     assert sweep(vault, now=NOW, settings=FEW).condemned == 0, "a second sweep finds nothing"
+
+
+def test_nothing_is_compacted_under_a_lock(vault: Vault) -> None:
+    backup(vault, "p1", {"vda": "ABCDEF"})
+    backup(vault, "p2", {"vda": "AB0000"})
+    drop(vault, "p1")
+    lengthen(vault, 1, by="anna")
+    report = sweep(vault, now=NOW, settings=FEW)
+    assert (report.compacted, report.condemned) == (0, 0)
+    assert content_of(vault) == {"p2": image("AB0000")}
 
 
 def test_small_packs_are_joined_once_they_fill_one(vault: Vault) -> None:

@@ -23,7 +23,7 @@ from workers.vault.condemned import (
     verdict_name,
 )
 from workers.vault.index import Packs, write_segments
-from workers.vault.locks import extend
+from workers.vault.locks import extend, read_lock
 from workers.vault.mark import Marks, Use, mark, uses
 from workers.vault.packs import TARGET, pack_name, read_footer
 from workers.vault.sessions import SessionInfo
@@ -237,8 +237,9 @@ class _Sweep:
         self._leave_index({digest for digest in absent if next(store.list(pack_name(digest)), None) is None})
 
     def _sparse(self, found: dict[bytes, Use], earlier: set[bytes]) -> list[bytes]:
-        """Packs worth to be copied: enough of them is dead, or they are small and together fill a pack."""
-        if not self._settings.compact:
+        """Packs worth to be copied: enough of them is dead, or they are small and together fill a pack. None in a vault
+        with a lock: what is needed is retained again and again, so a copy would take its place without giving any."""
+        if not self._settings.compact or read_lock(self._vault.store, self._vault.id).days:
             return []
         usable = self._sizes.keys() - earlier
         living = {one: use for one, use in found.items() if use.needed and not use.only and one in usable}
