@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.config import Config
+from orchestrator.vault_desk import require_primary
 from workers.context import Context
 from workers.contract.errors import Locked, UsageError, WrongKey
 
@@ -28,6 +29,11 @@ class KeyDesk:
 
     def _open(self, name: str | None) -> Vault:
         return self._context.vault(self._config.vault_name(name))
+
+    def _primary(self, name: str | None) -> Vault:
+        """The same, to be changed: slots and data keys come to a replica from its original only, or the two could never
+        be one vault again. Raises UsageError for a replica."""
+        return self._context.vault(require_primary(self._config, name))
 
     def slots(self, name: str | None) -> list[SlotInfo]:
         return self._open(name).slots.all()
@@ -49,19 +55,19 @@ class KeyDesk:
         return [one.slot for one in self.own_slots(name)]
 
     def add_passphrase(self, name: str | None, passphrase: bytes) -> SlotInfo:
-        return self._open(name).slots.add(passphrase=passphrase)
+        return self._primary(name).slots.add(passphrase=passphrase)
 
     def add_key_file(self, name: str | None, path: Path) -> SlotInfo:
         """The key file at `path` opens the vault from now on; it is made if there is none."""
         from workers.vault.keys import read_key_file, write_key_file
 
-        vault = self._open(name)
+        vault = self._primary(name)
         key = read_key_file(path) if path.exists() else write_key_file(path)
         return vault.slots.add(key=key)
 
     def remove(self, name: str | None, slot: str) -> None:
         """Raises UsageError for the one by which the configured key opens the vault: the next command could not."""
-        vault_name, vault = self._config.vault_name(name), self._open(name)
+        vault_name, vault = self._config.vault_name(name), self._primary(name)
         if len(vault.slots.all()) > 1 and {one.slot.id for one in self.own_slots(name)} == {slot}:
             raise UsageError(
                 f"slot {slot} is the one by which the configured key opens vault {vault_name}",
@@ -109,7 +115,7 @@ class KeyDesk:
         from workers.vault.keys import KEY_SIZE, key_text
         from workers.vault.rotation import rotate
 
-        vault, (file, is_passphrase) = self._open(name), self.secret_file(name)
+        vault, (file, is_passphrase) = self._primary(name), self.secret_file(name)
         if is_passphrase:
             assert passphrase is not None
             return rotate(vault.store, file, "passphrase", passphrase + b"\n", keep_old=keep_old)
@@ -117,13 +123,13 @@ class KeyDesk:
 
     def rotate_data_key(self, name: str | None) -> int:
         """A new data key for what is written from now on; its version."""
-        return self._open(name).rotate_data_key()
+        return self._primary(name).rotate_data_key()
 
     # --- the recovery phrase ---------------------------------------------------------------------------------------
 
     def new_recovery(self, name: str | None) -> tuple[SlotInfo, str]:
         """One more recovery phrase, to be shown once. The older ones still open the vault."""
-        return self._open(name).slots.add_recovery()
+        return self._primary(name).slots.add_recovery()
 
     def recoveries(self, name: str | None) -> list[str]:
         """Ids of the slots that recovery phrases open."""

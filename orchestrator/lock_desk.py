@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.config import Config
 from orchestrator.key_desk import KeyDesk
+from orchestrator.vault_desk import require_primary
 from workers.context import Context
 from workers.contract.machines import Value
 
@@ -67,7 +68,7 @@ class LockDesk:
         """Raises Locked if that would shorten it."""
         from workers.vault.locks import lengthen
 
-        return lengthen(self._context.vault(self._config.vault_name(name)), days, by=self._user())
+        return lengthen(self._context.vault(require_primary(self._config, name)), days, by=self._user())
 
     def request(self, name: str | None, days: int) -> Request:
         """A request to shorten the lock, or to let the present slots approve. Raises Locked if nobody can approve."""
@@ -81,7 +82,7 @@ class LockDesk:
         from workers.vault.approval import parse_approval
         from workers.vault.locks import change
 
-        vault = self._context.vault(self._config.vault_name(name))
+        vault = self._context.vault(require_primary(self._config, name))
         return change(vault, parse_approval(approval), days, self._own(name), by=self._user())
 
     def _own(self, name: str | None) -> list[str]:

@@ -68,7 +68,12 @@ def test_a_replica_is_made_by_replication_only(cli: Cli) -> None:
     assert not (cli.folder / "second").exists()
     assert cli.run("vault", "replicate", "--to", "second", "--dry-run").code == 0
     assert not (cli.folder / "second").exists()
-    for command in ("backup run web --vault second", "vault sweep second", "vault rebuild-catalog second"):
+    for command in (
+        "backup run web --vault second",
+        "vault sweep second",
+        "vault rebuild-catalog second",
+        "vault key add second --key-file another.key",
+    ):
         refused = cli.run(*command.split())
         assert refused.code == 2, command
         assert "replica of main" in refused.err
