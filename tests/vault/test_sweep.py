@@ -268,6 +268,25 @@ def test_a_damaged_copy_does_not_count(tmp_path: Path) -> None:
     assert good.pack in packs(vault)
 
 
+def test_a_damaged_pack_whose_blocks_were_healed_is_copied_and_goes(tmp_path: Path) -> None:
+    vault = new_vault(tmp_path)
+    backup(vault, "p1", {"vda": "ABCDEF"})
+    id = vault.reader().block_id(image("A"))
+    [bad] = vault.index.find(id)
+    data = bytearray((tmp_path / "vault" / bad.pack).read_bytes())
+    data[bad.entry.offset + 9] ^= 1
+    (tmp_path / "vault" / bad.pack).write_bytes(data)
+    assert verify(vault, Level.FULL).findings
+    report = sweep(vault, now=NOW, settings=FEW)
+    assert (report.compacted, report.removed) == (0, 0), "the only copy, bad as it is"
+    backup(vault, "p2", {"vda": "ABCDEF"})
+    report = sweep(vault, now=NOW, settings=FEW)
+    assert (report.compacted, report.skipped, report.removed) == (1, 0, 1)
+    assert names(vault, "damage/") == []
+    assert content_of(reopened(tmp_path, cache="other")) == {"p1": image("ABCDEF"), "p2": image("ABCDEF")}
+    assert verify(vault, Level.FULL).findings == []
+
+
 def test_a_retained_pack_goes_later_and_counts_for_nothing_until_then(tmp_path: Path) -> None:
     """Two copies of a block, both condemned, both retained: one is dead, so the other one must stay."""
     vault, other = new_vault(tmp_path), reopened(tmp_path, cache="other")

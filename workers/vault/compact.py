@@ -69,10 +69,13 @@ class Compactor:
         return self._done
 
     def _copy(self, digest: bytes) -> bool:
+        """Whether every live block has a copy elsewhere now. A copy that is known to be damaged is left: nobody would
+        have chosen the pack if that were the only one."""
         name, keys = pack_name(digest), self._vault.keys
         entries = self._vault.index.entries(name)
         live = self._marks.of(prefixes(b"".join(entry.id for entry in entries)))
-        wanted = [entry for entry, needed in zip(entries, live, strict=True) if needed and entry.id not in self._copied]
+        passed = self._copied | {copy.block for copy in self._vault.index.damage() if copy.pack == digest}
+        wanted = [entry for entry, needed in zip(entries, live, strict=True) if needed and entry.id not in passed]
         try:
             cipher = pack_cipher(self._vault.store, name, keys)
             for entry, sealed in self._sealed(name, wanted):

@@ -244,7 +244,12 @@ class _Sweep:
         usable = self._sizes.keys() - earlier
         living = {one: use for one, use in found.items() if use.needed and not use.only and one in usable}
         share = self._settings.dead_share
-        hollow = [digest for digest, use in living.items() if use.needed < (1 - share) * use.stored]
+        damaged = {copy.pack for copy in self._vault.index.damage()}
+        hollow = [
+            digest
+            for digest, use in living.items()
+            if use.needed < (1 - share) * use.stored or digest in damaged  # what is damaged was healed elsewhere
+        ]
         small = [
             digest
             for digest, use in living.items()
@@ -306,17 +311,19 @@ class _Sweep:
         """Step 5: index first, packs last."""
         vault = self._vault
         self._leave_index(dead)
-        kept = False
+        kept: set[bytes] = set()
         for done, digest in enumerate(sorted(dead)):
             self._tell(Progress(stage="remove", done=done, total=len(dead)))
             try:
                 vault.store.delete(pack_name(digest))
             except Locked:
-                kept = True
+                kept.add(digest)
                 self._count("retained", 1)
             else:
                 self._count("removed", digest in self._sizes)
                 self._count("removed_bytes", self._sizes.pop(digest, 0))
+        if records := vault.index.damage_objects():
+            vault.index.settle_damage(dead - kept, records)
         if not kept:
             vault.store.delete(name)
             vault.store.delete(verdict_name(name))
