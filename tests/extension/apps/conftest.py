@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.guests.machines import Guest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def database_guest(
     libvirt_host: libvirt.virConnect, tiny_guest_image: TinyImage, guest_cache: Path, guest_folder: Path
 ) -> Iterator[Guest]:
