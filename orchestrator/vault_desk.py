@@ -47,11 +47,13 @@ class VaultDesk:
         return self._context.vault(self._config.vault_name(name))
 
     def init(self, name: str) -> str | None:
-        """Make the vault and its key file, as configured; the recovery phrase, to be shown once. None: it existed."""
+        """Make the vault and its key file, as configured; the recovery phrase, to be shown once. None: it existed.
+        Raises VaultError for a place that does not honour what a vault relies on."""
         from workers.key_sources import secrets_of
         from workers.vault import Vault
         from workers.vault.keys import write_key_file
         from workers.vault.places import open_place
+        from workers.vault.probe import probe
 
         wanted = self._config.worker.vaults[require_primary(self._config, name)]
         try:
@@ -61,6 +63,7 @@ class VaultDesk:
         else:
             self.open(name)  # a vault that is there must open: WrongKey otherwise
             return None
+        probe(store, thorough=True).require()
         if wanted.key_file is not None and not wanted.key_file.exists():
             write_key_file(wanted.key_file)
         key, passphrase = secrets_of(name, wanted)

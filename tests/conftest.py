@@ -1,4 +1,4 @@
-"""Fixtures with real parts: the host's libvirt and guests that boot.
+"""Fixtures with real parts: the host's libvirt, guests that boot, S3 servers.
 
 A test that needs libvirt fails where there is none, with the command to type: skipping would call a run green that
 proved nothing.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from orchestrator.demo.tiny_guest import TinyImage
     from tests.guests.machines import Guest, GuestFactory
+    from tests.vault.buckets import Server
 
 
 __all__ = ["pytest_collection_modifyitems", "pytest_xdist_make_scheduler"]
@@ -120,3 +121,30 @@ def full_guest(
         yield guest
     finally:
         remove_machine(guest.domain)
+
+
+# --- S3 servers: see tests/vault/buckets.py --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from tests.vault.buckets import serving
+
+    with serving(tmp_path_factory.mktemp("moto"), "moto") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def localbucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from tests.vault.buckets import serving
+
+    with serving(tmp_path_factory.mktemp("localbucket"), "localbucket") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nanio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from tests.vault.buckets import serving
+
+    with serving(tmp_path_factory.mktemp("nanio"), "nanio") as server:
+        yield server

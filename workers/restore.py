@@ -37,7 +37,7 @@ from workers.disks.foreign import require_room_for
 from workers.disks.targets import open_target
 from workers.hypervisors.domain_xml import restored
 from workers.parallel import share_out
-from workers.vault import BlockMap, BlockReader, Vault
+from workers.vault import BlockMap, BlockReader, Span, Vault
 
 WATCH_SECONDS = 0.5
 SPACE_MARGIN = 64 << 20
@@ -162,8 +162,9 @@ def restore_disk(vault: Vault, command: RestoreDisk, threads: int, watch: Watch)
     reader = vault.reader()
     run = _Run(_map_of(reader, disk), reader, watch)
     target = open_target(unfinished, command.format, disk.capacity, run.ranges, disk.options)
+    threads = max(threads, vault.store.features.reads_at_once)  # most wait for the store, not for a processor
     try:
-        share_out(run.blocks(), lambda work: target.write(run.decoded(work)), threads)
+        share_out(reader.spans(run.blocks()), lambda work: target.write(run.decoded(work)), threads)
         run.report()
     finally:
         target.close()
@@ -192,7 +193,8 @@ class _Run:
                 yield first * block, min((first + count) * block, size) - first * block
 
     def blocks(self) -> Iterator[tuple[int, bytes]]:
-        """`(offset, id)` of every block that is not zero. Pulled under the lock of `share_out`."""
+        """`(offset, id)` of every block that is not zero. Pulled under the lock of `share_out`, some ahead of the
+        reading."""
         block, size = self._map.block_size, self._map.size
         for first, count, id in self._map.runs():
             length = min((first + count) * block, size) - first * block
@@ -213,13 +215,13 @@ class _Run:
         self.written.seconds = time.monotonic() - self._started
         self._watch(self.written)
 
-    def decoded(self, work: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-        block, size, get = self._map.block_size, self._map.size, self._reader.get
-        for offset, id in work:
-            data = get(id)
-            if len(data) != min(block, size - offset):
-                raise DiskError(f"block at byte {offset} has {len(data)} bytes: the map does not fit the disk")
-            yield offset, data
+    def decoded(self, work: Iterator[Span[int]]) -> Iterator[tuple[int, bytes]]:
+        block, size = self._map.block_size, self._map.size
+        for span in work:
+            for offset, data in self._reader.read(span):
+                if len(data) != min(block, size - offset):
+                    raise DiskError(f"block at byte {offset} has {len(data)} bytes: the map does not fit the disk")
+                yield offset, data
 
 
 def _publish(unfinished: Path, path: Path, *, keep: bool) -> None:

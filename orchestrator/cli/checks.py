@@ -1,7 +1,8 @@
 """What `stillframe doctor` looks at: this host, the configuration, catalog, vaults. `check_machines.py` does the rest.
 
 Each check is a generator of findings, so that lines appear as they are found, and one that cannot be made (no
-configuration, no hypervisor) is a finding itself and never the end of the others. Nothing is changed or made.
+configuration, no hypervisor) is a finding itself and never the end of the others. Nothing is changed or made, but for a
+few objects beside each vault, which are removed again: what a store honours is found out by doing it.
 """
 
 from __future__ import annotations
@@ -139,33 +140,42 @@ def _policies(config: Config) -> Iterator[Check]:
 
 def _vault(config: Config, name: str, vault: VaultConfig) -> Iterator[Check]:
     from workers.vault.places import away, open_place
+    from workers.vault.probe import Probed, probe
 
     subject = f"vault {name}"
     try:
         store = open_place(vault)
+        problems = away(store)
+        probed = Probed(vault.url) if problems else probe(store)
         free = store.free_bytes()
     except VaultMissing as error:
-        make = "`stillframe init` for a new one"
+        mend = error.hint
         if vault.replica_of is not None:
-            make = f"`stillframe vault replicate {vault.replica_of} --to {name}`"
-        yield Check("FAIL", subject, str(error), f"mount its file system, or {make}")
+            mend = f"mount its file system, or `stillframe vault replicate {vault.replica_of} --to {name}`"
+        yield Check("FAIL", subject, str(error), mend)
         return
     except StillframeError as error:
-        yield Check("FAIL", subject, str(error), error.hint)
+        yield Check("FAIL", subject, str(error), error.hint or "check that this user may write there")
         return
-    for problem in away(store):
+    for problem in problems:
         yield Check("FAIL", subject, f"nothing is written: {problem}", f"stillframe vault mirror-sync {name}")
-    folder = Path(vault.url.removeprefix("file://"))
-    if not os.access(folder, os.W_OK | os.X_OK):
-        yield Check("FAIL", subject, f"{folder} cannot be written", f"run as its owner, or chown {folder}")
+    room = "" if free is None else f", {size(free)} free"
+    if probed.unfit:
+        seen = "; ".join(f"{ability}: {what}" for ability, what in probed.unfit.items())
+        yield Check("FAIL", subject, f"{vault.url} cannot be relied on: {seen}", "move the vault to another place")
     elif free is not None and free < _LOW_SPACE:
         yield Check("WARN", subject, f"{vault.url}, only {size(free)} free", "free space, or delete points")
     else:
-        yield Check("OK", subject, f"{vault.url}, {size(free)} free")
-    yield from _key(config, name, vault, folder)
+        yield Check("OK", subject, f"{vault.url}{room}{', with object lock' if store.features.locks else ''}")
+    yield from _key(config, name, vault)
 
 
-def _key(config: Config, name: str, vault: VaultConfig, folder: Path) -> Iterator[Check]:
+def _lies_in(file: Path, url: str) -> bool:
+    """Whether a file is inside a vault that is a folder."""
+    return url.startswith("file://") and file.resolve().is_relative_to(Path(url.removeprefix("file://")).resolve())
+
+
+def _key(config: Config, name: str, vault: VaultConfig) -> Iterator[Check]:
     from workers.context import Context
 
     subject = f"key of vault {name}"
@@ -186,7 +196,7 @@ def _key(config: Config, name: str, vault: VaultConfig, folder: Path) -> Iterato
     yield from locked
     for point, why in damaged:
         yield Check("FAIL", f"vault {name}", f"point {point}: {why}", f"stillframe vault verify {name} --full")
-    if file is not None and file.resolve().is_relative_to(folder.resolve()):
+    if file is not None and _lies_in(file, vault.url):
         yield Check("WARN", subject, f"{file} lies in the vault that it locks", "keep it elsewhere")
     elif file is not None and file.stat().st_mode & 0o077:
         yield Check("WARN", subject, f"{file} can be read by others", f"chmod 600 {file}")

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.vault.buckets import Server
 from tests.vault.pictures import new_vault
+from tests.vault.s3_proxy import Proxy, proxy_to
 from workers.vault import Vault
 from workers.vault.immutable import set_immutable
 
@@ -22,3 +24,18 @@ def flags_go(tmp_path: Path) -> Iterator[None]:
     for path in tmp_path.rglob("*"):
         if path.lstat().st_mode & 0o777 == 0o400:
             set_immutable(path, False)
+
+
+@pytest.fixture
+def proxy(moto: Server) -> Iterator[Proxy]:
+    """In front of moto, without faults at first."""
+    with proxy_to(moto.port) as server:
+        yield server
+
+
+@pytest.fixture
+def proxied(moto: Server, proxy: Proxy) -> Iterator[Server]:
+    """moto as seen through `proxy`."""
+    server = moto.through(proxy.server_port)
+    yield server
+    server.close()

@@ -1,40 +1,90 @@
-"""The contract of `Store`, held by the directory store and by the faults wrapper without faults; and what is the
-directory store's own: marker, staging, names."""
+"""The contract of `Store`, held by the directory store, by the faults wrapper without faults, and by buckets of two
+real S3 servers, with Object Lock, and through a proxy that spoils every other request; and what is the directory
+store's own: marker, staging, names. What is S3's own is in `test_s3.py`."""
 
 from __future__ import annotations
 
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.vault.buckets import QUICK, Server
 from tests.vault.faulty import FaultyStore
-from workers.contract.errors import ConfigError, Corrupt, ObjectMissing, VaultError, VaultMissing
+from tests.vault.s3_proxy import Fault, Proxy, every_other
+from workers.contract.errors import ConfigError, Corrupt, Locked, ObjectMissing, VaultError, VaultMissing
 from workers.contract.seams import ObjectInfo, Store
 from workers.vault.mirror import MirrorStore
 from workers.vault.stores import DirectoryStore, open_store
 
-KINDS: dict[str, Callable[[Path], Store]] = {
-    "directory": lambda folder: DirectoryStore(folder, create=True),
-    "faulty": lambda folder: FaultyStore(DirectoryStore(folder, create=True)),
-    "mirror": lambda folder: MirrorStore(
-        {
-            "one": lambda: DirectoryStore(folder, create=True),
-            "two": lambda: FaultyStore(DirectoryStore(folder / "../two", create=True)),
-        },
-        create=True,
-    ),
+Maker = Callable[[pytest.FixtureRequest], Store]
+
+
+def directory(request: pytest.FixtureRequest) -> Store:
+    folder: Path = request.getfixturevalue("tmp_path")
+    return DirectoryStore(folder / "s", create=True)
+
+
+def faulty(request: pytest.FixtureRequest) -> Store:
+    return FaultyStore(directory(request))
+
+
+def bucket(server: str, name: str = "plain") -> Maker:
+    def make(request: pytest.FixtureRequest) -> Store:
+        found: Server = request.getfixturevalue(server)
+        return found.store(found.url(name), create=True)
+
+    return make
+
+
+def mirror(*makers: Maker) -> Maker:
+    def make(request: pytest.FixtureRequest) -> Store:
+        return MirrorStore({str(at): partial(one, request) for at, one in enumerate(makers)}, create=True)
+
+    return make
+
+
+def second(request: pytest.FixtureRequest) -> Store:
+    folder: Path = request.getfixturevalue("tmp_path")
+    return FaultyStore(DirectoryStore(folder / "two", create=True))
+
+
+def spoilt(fault: Fault) -> Maker:
+    def make(request: pytest.FixtureRequest) -> Store:
+        proxy: Proxy = request.getfixturevalue("proxy")
+        server: Server = request.getfixturevalue("proxied")
+        proxy.plan = every_other(fault)
+        patience = replace(QUICK, read_timeout=0.4) if fault is Fault.SILENT else QUICK
+        return server.store(server.url(), create=True, patience=patience)
+
+    return make
+
+
+STORES: dict[str, Maker] = {
+    "directory": directory,
+    "faulty": faulty,
+    "moto": bucket("moto"),
+    "moto with lock": bucket("moto", "locked"),
+    "localbucket": bucket("localbucket"),
+    "mirror": mirror(directory, second),
+    "mirror of a folder and a bucket": mirror(directory, bucket("moto")),
+    **{fault.name: spoilt(fault) for fault in Fault if fault is not Fault.LESS},
 }
 
 
-@pytest.fixture(params=KINDS)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    store = KINDS[request.param](tmp_path / "s")
-    store.put("vault.json", b"marker")
-    return store
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest) -> Store:
+    made = STORES[request.param](request)
+    assert made.put("vault.json", b"marker")
+    return made
 
 
 def names(store: Store, prefix: str) -> list[str]:
@@ -70,11 +120,11 @@ def test_absent_object(store: Store) -> None:
     assert names(store, "packs/") == []
 
 
-@pytest.mark.parametrize(("offset", "length"), [(0, 6), (4, 2), (6, 1), (99, 1)])
-def test_a_short_object_is_corrupt(store: Store, offset: int, length: int) -> None:
+def test_a_short_object_is_corrupt(store: Store) -> None:
     store.put("packs/a", b"hello")
-    with pytest.raises(Corrupt):
-        store.get("packs/a", offset, length)
+    for offset, length in ((0, 6), (4, 2), (6, 1), (99, 1)):
+        with pytest.raises(Corrupt):
+            store.get("packs/a", offset, length)
 
 
 def test_list_and_delete(store: Store) -> None:
@@ -94,19 +144,50 @@ def test_deleted_name_can_be_put_again(store: Store) -> None:
     assert store.get("sessions/j") == b"2"
 
 
+def test_retained_object_is_not_deleted(store: Store) -> None:
+    now = datetime.now(UTC)
+    store.put("packs/kept", b"1")
+    store.retain("packs/kept", now + timedelta(days=2))
+    store.retain("packs/kept", now + timedelta(days=1))
+    with pytest.raises(Locked) as caught:
+        store.delete("packs/kept")
+    assert f"{now + timedelta(days=2):%Y-%m-%d}" in str(caught.value)
+    assert store.get("packs/kept") == b"1"
+    assert names(store, "") == ["packs/kept", "vault.json"]
+
+
+def test_object_whose_retention_is_over_is_deleted(store: Store) -> None:
+    store.put("packs/kept", b"1")
+    store.retain("packs/kept", datetime.now(UTC) + timedelta(seconds=1))
+    deadline = time.monotonic() + 30
+    while names(store, "packs/"):
+        assert time.monotonic() < deadline
+        with suppress(Locked):
+            store.delete("packs/kept")
+    assert store.put("packs/kept", b"2")
+
+
+def test_absent_object_is_not_retained(store: Store) -> None:
+    with pytest.raises(ObjectMissing):
+        store.retain("packs/none", datetime.now(UTC))
+
+
+def test_it_says_where_it_is_and_how_often(store: Store) -> None:
+    assert len(store.copies()) == (2 if isinstance(store, MirrorStore) else 1)
+    assert store.features.place
+
+
 def test_free_bytes(store: Store) -> None:
     free = store.free_bytes()
     assert free is None or free > 0
 
 
-@pytest.mark.parametrize(
-    "name", ["../up", "packs/../../up", "/etc/x", "packs//x", ".hidden", "Packs/x", "", "a/", "a\n"]
-)
-def test_bad_names(store: Store, name: str) -> None:
-    with pytest.raises(VaultError):
-        store.put(name, b"x")
-    with pytest.raises(VaultError):
-        store.get(name)
+def test_bad_names(store: Store) -> None:
+    for name in ("../up", "packs/../../up", "/etc/x", "packs//x", ".hidden", "Packs/x", "", "a/", "a\n"):
+        with pytest.raises(VaultError):
+            store.put(name, b"x")
+        with pytest.raises(VaultError):
+            store.get(name)
 
 
 # --- the directory store's own -----------------------------------------------------------------------------------

@@ -294,6 +294,8 @@ class StoreFeatures:
     """Where it is, for people: a path, or a URL without secrets."""
     locks: bool = False
     """`retain` is enforced by the place itself, against whoever has our credentials."""
+    reads_at_once: int = 1
+    """Reads in flight that it takes to get all there is to get: more than one where an answer comes from afar."""
 
 
 class Store(Protocol):

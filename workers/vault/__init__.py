@@ -4,7 +4,7 @@ from workers.vault.blockmap import BlockMap
 from workers.vault.keys import SlotInfo, read_key_file, write_key_file
 from workers.vault.mapwriter import MapWriter
 from workers.vault.packs import ZERO_ID
-from workers.vault.reader import BlockReader
+from workers.vault.reader import BlockReader, Span
 from workers.vault.sessions import SessionInfo
 from workers.vault.stores import DirectoryStore, open_store
 from workers.vault.vault import Vault, VaultStats
@@ -19,6 +19,7 @@ __all__ = [
     "MapWriter",
     "SessionInfo",
     "SlotInfo",
+    "Span",
     "Vault",
     "VaultStats",
     "open_store",

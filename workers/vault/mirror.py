@@ -69,7 +69,12 @@ class MirrorStore:
         if failed and (create or not self._opened):
             raise failed[0]
         place = " and ".join(self._places)
-        self.features = StoreFeatures(place, locks=all(store.features.locks for store in self._opened.values()))
+        members = [store.features for store in self._opened.values()]
+        self.features = StoreFeatures(
+            place,
+            locks=all(member.locks for member in members),
+            reads_at_once=max(member.reads_at_once for member in members),
+        )
 
     def problems(self) -> list[str]:
         """Why which stores do not take part now."""

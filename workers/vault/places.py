@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from urllib.parse import urlsplit
 
-from workers.config import VaultConfig
+from workers.config import S3Access, VaultConfig
+from workers.contract.errors import ConfigError
 from workers.contract.seams import Store
 from workers.vault.mirror import MirrorStore
 from workers.vault.stores import open_store
@@ -26,4 +29,27 @@ def away(store: Store) -> list[str]:
 
 def single_stores(wanted: VaultConfig) -> dict[str, partial[Store]]:
     """How to open each store of a vault by itself, by URL; the first decides."""
-    return {url: partial(open_store, url) for url in (wanted.url, *wanted.mirrors)}
+    return {url: partial(_open_url, url, wanted.s3) for url in (wanted.url, *wanted.mirrors)}
+
+
+def _open_url(url: str, access: S3Access, *, create: bool = False) -> Store:
+    try:
+        kind = _KINDS[urlsplit(url).scheme]
+    except (KeyError, ValueError):
+        hint = "write file:///absolute/path or s3://bucket/folder"
+        raise ConfigError(f"vault URL {url!r} is not of a known kind", hint=hint) from None
+    return kind(url, access, create)
+
+
+def _directory(url: str, _: S3Access, create: bool) -> Store:
+    return open_store(url, create=create)
+
+
+def _bucket(url: str, access: S3Access, create: bool) -> Store:
+    from workers.vault.s3 import open_bucket  # boto's libraries take a second to import
+
+    return open_bucket(url, access, create)
+
+
+_KINDS: dict[str, Callable[[str, S3Access, bool], Store]] = {"file": _directory, "s3": _bucket}
+"""By the scheme of the URL."""

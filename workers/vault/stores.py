@@ -1,8 +1,7 @@
 """Where a vault's objects live; here, a directory.
 
 An object exists whole and durable, or not at all: it is built in `.staging/`, synced, linked to its name (exclusive,
-unlike a rename), and its folder is synced. Staging belongs to one process, which holds a lock on it: what a killed
-process left there is recognised by its lock being free, and removed by the next one.
+unlike a rename), and its folder is synced.
 
 The failure prevented: a backup written under an unmounted mount point fills the wrong disk and is later hidden by the
 mount. So nothing is written where the vault's marker is not the one that was there when the store was opened.
@@ -11,16 +10,12 @@ mount. So nothing is written where the vault's marker is not the one that was th
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import secrets
-import shutil
-import socket
 import stat
 import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,9 +24,10 @@ from urllib.parse import unquote, urlsplit
 from workers.contract.errors import ConfigError, Corrupt, Locked, NoSpace, ObjectMissing, VaultError, VaultMissing
 from workers.contract.seams import ObjectInfo, Store, StoreFeatures
 from workers.vault.immutable import set_immutable
+from workers.vault.staging import Staging
 
 MARKER = "vault.json"
-_NAME = re.compile(r"(?:[a-z0-9_-][a-z0-9._-]*/)*[a-z0-9_-][a-z0-9._-]*")
+NAME = re.compile(r"(?:[a-z0-9_-][a-z0-9._-]*/)*[a-z0-9_-][a-z0-9._-]*")
 _STAGING = ".staging"
 _MOUNT_HINT = "is the vault's file system mounted? `stillframe init` makes a new vault"
 
@@ -49,7 +45,7 @@ def open_store(url: str, *, create: bool = False) -> Store:
 
 def checked(name: str) -> str:
     """`name` if it is one of an object. Raises VaultError: no `..`, no empty or hidden word gets to a path."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise VaultError(f"{name!r} cannot be the name of an object")
     return name
 
@@ -72,10 +68,7 @@ class DirectoryStore:
         """Raises VaultMissing if there is no vault and `create` is not given."""
         self.root = root
         self.features = StoreFeatures(str(root))
-        self._staging: Path | None = None
-        self._unlock: Callable[[], object] = lambda: None
-        """Closes the lock on the staging folder; also when nobody uses this store any more: who runs for months opens
-        many."""
+        self._staging = Staging(root / _STAGING)
         if create:
             with _translated(f"make {root}"):
                 root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -99,29 +92,10 @@ class DirectoryStore:
 
     def staging(self) -> Path:
         """This process's folder for unfinished files, on the vault's file system."""
-        if self._staging is None or not self._staging.is_dir():
+        if not self._staging.present:
             self._guard()
-            with _translated(f"make a staging folder in {self.root}"):
-                self._make_staging()
-        assert self._staging is not None
-        return self._staging
-
-    def _make_staging(self) -> None:
-        base = self.root / _STAGING
-        base.mkdir(mode=0o700, exist_ok=True)
-        host = re.sub(r"[^a-z0-9-]", "-", socket.gethostname().lower())
-        for stale in base.glob(f"{host}.*"):
-            _remove_if_stale(stale)
-        folder = base / f"{host}.{os.getpid()}.{secrets.token_hex(4)}"
-        # Locked before it gets the name under which others look for stale ones.
-        hidden = base / f".new-{secrets.token_hex(8)}"
-        hidden.mkdir(mode=0o700)
-        self._unlock()
-        lock = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._unlock = weakref.finalize(self, os.close, lock)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        hidden.rename(folder)
-        self._staging = folder
+        with _translated(f"make a staging folder in {self.root}"):
+            return self._staging.folder()
 
     def put(self, name: str, data: bytes) -> bool:
         path = self.staging() / f"put-{secrets.token_hex(8)}"
@@ -244,10 +218,7 @@ class DirectoryStore:
 
     def close(self) -> None:
         """Remove this process's staging folder."""
-        if self._staging is not None:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            self._unlock()
-            self._staging = None
+        self._staging.close()
 
 
 _RETAINED = 0o400
@@ -271,7 +242,7 @@ def _walk(folder: Path, prefix: str, start: str) -> Iterator[ObjectInfo]:
     except OSError as error:
         raise VaultError(f"cannot list {folder}: {error.strerror or error}") from error
     for entry in entries:
-        if not entry.name.startswith(start) or not _NAME.fullmatch(entry.name):
+        if not entry.name.startswith(start) or not NAME.fullmatch(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", "")
@@ -302,21 +273,5 @@ def _sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _remove_if_stale(folder: Path) -> None:
-    """Remove a staging folder whose process is gone: nobody holds its lock."""
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(fd)
