@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.model.test_mistrust import flip, packs
+from tests.model.world import World
 from tests.vault.faulty import FaultyStore, Plan
 from tests.vault.pictures import (
     BLOCK,
@@ -27,7 +28,7 @@ from tests.vault.pictures import (
 )
 from workers.contract.errors import Corrupt, NoSpace, ObjectMissing, VaultError
 from workers.contract.extents import Extent, Kind
-from workers.contract.points import DiskPoint, Point
+from workers.contract.points import DiskPoint, Mode, Point
 from workers.contract.seams import Store
 from workers.disks.memory import MemoryDisk
 from workers.transfer import Settings, Transferred, transfer_disk
@@ -238,6 +239,25 @@ def test_a_store_that_is_full_keeps_the_damage_known_here(tmp_path: Path) -> Non
 
 def faulty(folder: Path, plan: Plan) -> Store:
     return FaultyStore(open_store(f"file://{folder}/vault"), plan)
+
+
+def test_a_whole_backup_heals_and_says_so(tmp_path: Path) -> None:
+    world = World(tmp_path, {"vda": BLOCK})
+    disk = world.add("vda", 40 * BLOCK)
+    for number in range(40):
+        disk.put(number * BLOCK, image(OPAQUE[number]))
+    world.backup()
+    disk.put(0, image("z"))
+    world.backup()
+    (pack, entry), *_ = world.vault.index.find(world.vault.reader().block_id(image(OPAQUE[20])))
+    flip(tmp_path / "vault" / pack, entry.offset)
+    assert verify(world.vault, Level.FULL).findings
+    job = world.backup()
+    assert job.committed
+    assert job.committed.alerts == job.warnings == ["vda: 1 damaged block of the vault read again"]
+    assert job.committed.disks[0].mode is Mode.INCREMENTAL
+    world.check()
+    assert not world.backup().warnings, "it is healed"
 
 
 def test_nothing_is_looked_for_where_no_damage_is_known(tmp_path: Path) -> None:

@@ -280,6 +280,7 @@ class World:
                 checkpoint=None,
             ),
             alert=done.alert,
+            healed=done.healed,
         )
 
     def _release(self, command: m.Release) -> m.Event:
