@@ -25,11 +25,11 @@ from tests.vault.pictures import (
 )
 from workers.contract.errors import Corrupt, NewerFormat, ObjectMissing, StillframeError, VaultError
 from workers.contract.points import Point
-from workers.vault import Vault, open_store
+from workers.vault import BlockMap, Vault, open_store
 from workers.vault.condemned import condemn, give_verdict
 from workers.vault.damage import Copy, record_damage
 from workers.vault.index import Location
-from workers.vault.packs import PackBuilder
+from workers.vault.packs import PackBuilder, digest_of
 from workers.vault.sealing import encode_plain
 from workers.vault.sweep import sweep
 from workers.vault.verify import Affected, Level, Progress, verify, verify_packs
@@ -292,6 +292,27 @@ def test_a_second_copy_stands_in(copy: Path) -> None:
         (finding,) = verify(reopened(copy), Level.FULL).findings
         assert (finding.object, finding.affected) == (pack, [])
         path.write_bytes(good)
+
+
+def test_a_reader_finds_what_was_moved_under_it(copy: Path) -> None:
+    """Another host has put everything into other packs, and removed those that this one knows of."""
+    here, there = reopened(copy, cache="here"), reopened(copy, cache="there")
+    disks = [(disk, CONTENT[point.id][disk.target]) for point in here.points() for disk in point.disks]
+    maps = [BlockMap(here.reader(), bytes.fromhex(disk.root), disk.capacity, BLOCK) for disk, _ in disks]
+    old = [info.name for prefix in ("index/", "packs/") for info in there.store.list(prefix)]
+    condemn(there.store, there.keys, [digest_of(name) for name in old if name.startswith("packs/")])
+    with there.writer() as writer:  # which may not rely on them
+        for _, picture in disks:
+            for letter in picture:
+                writer.put(memoryview(image(letter)))
+        for entry in {entry for name in old for entry in there.index.entries(name) if entry.kind == 1}:
+            writer.put_page(there.reader().get_page(entry.id))
+        writer.finish()
+    for name in old:
+        there.store.delete(name)
+    for blocks, (_, picture) in zip(maps, disks, strict=True):
+        ids = [(letter, blocks.id_at(at)) for at, letter in enumerate(picture)]
+        assert all(blocks.reader.get(id) == image(letter) for letter, id in ids if letter != "0")
 
 
 def test_a_block_that_was_sealed_wrong_is_not_returned(vault: Vault, tmp_path: Path) -> None:

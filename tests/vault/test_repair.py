@@ -12,13 +12,16 @@ import pytest
 
 from tests.model.test_mistrust import flip, packs
 from tests.vault.faulty import Died, FaultyStore, Plan
-from tests.vault.pictures import KEY, backup, damage_block, image, new_vault, read_disk, reopened
+from tests.vault.pictures import BLOCK, KEY, backup, damage_block, image, new_vault, read_disk, reopened
 from workers.contract.errors import Corrupt
 from workers.contract.points import Point
-from workers.contract.seams import Store
+from workers.contract.seams import ObjectInfo, Store
 from workers.vault import DirectoryStore, Vault, open_store
-from workers.vault.damage import PREFIX
+from workers.vault.copying import copy_object
+from workers.vault.damage import PREFIX, Copy
+from workers.vault.index import write_segment
 from workers.vault.mirror import MirrorStore
+from workers.vault.packs import PackBuilder
 from workers.vault.repair import repair
 from workers.vault.verify import Level, verify
 
@@ -126,6 +129,34 @@ def test_killed_at_any_step_the_next_one_goes_on(folder: Path, step: int) -> Non
     report = repair(reopened(folder, cache="next"), [replica(folder)])
     assert not report.findings
     require_whole(folder)
+
+
+def test_the_bad_one_stays_until_the_right_bytes_are_at_hand(folder: Path) -> None:
+    path = packs(folder)[0]
+    name = f"packs/{path.name}"
+    flip(path, 70)
+    flip(folder / "replica" / name, 71)
+    bad = path.read_bytes()
+    source, target = replica(folder), open_store(f"file://{folder}/vault")
+    with pytest.raises(Corrupt):
+        copy_object(source, target, ObjectInfo(name, len(bad)), replace=True)
+    assert path.read_bytes() == bad
+
+
+def test_what_was_sealed_wrong_stays_distrusted_though_its_pack_has_the_right_sum(folder: Path) -> None:
+    """A host with bad memory: no SHA-256 tells, so neither a check of sums nor a repair makes it trusted again."""
+    vault = reopened(folder)
+    pack = PackBuilder(folder, vault.keys)
+    id = vault.reader().block_id(image("Q"))
+    pack.append(0, id, BLOCK, 0, image("R"))
+    digest = pack.close()
+    vault.store.put_file(f"packs/{digest.hex()}", pack.path)
+    write_segment(vault.store, vault.keys, {digest: pack.entries})
+    assert not verify(vault, Level.FULL).ok
+    assert verify(vault, Level.PACKS).repaired == 0
+    assert not verify(vault, Level.PACKS).ok
+    assert repair(vault, [replica(folder)]).findings
+    assert vault.index.damage() == {Copy(digest, id)}
 
 
 # --- mirrors -------------------------------------------------------------------------------------------------------
