@@ -271,6 +271,6 @@ def test_nothing_is_looked_for_where_no_damage_is_known(tmp_path: Path) -> None:
     source = MemoryDisk(data, [Extent(0, len(data), Kind.UNCHANGED)])
     transfer_disk(source, watched, Settings(BLOCK), base=base, watch=lambda _tally: None)
     lists = [name for call, name in plan.calls if call == "list"]
-    assert set(lists) == {"packs/", "index/", "condemned/", PREFIX}
+    assert set(lists) == {"packs/", "index/", "condemned/", "locks/", PREFIX}
     assert lists.count(PREFIX) == lists.count("index/") == 2, "one for the writer, one for the reader"
     assert sum(call == "get" and name.startswith("packs/") for call, name in plan.calls) <= 2, "one page"
