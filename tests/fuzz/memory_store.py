@@ -25,6 +25,10 @@ class MemoryStore:
         path.unlink()
         return created
 
+    def replace(self, name: str, path: Path) -> None:
+        self.objects[name] = path.read_bytes()
+        path.unlink()
+
     def staging(self) -> Path:
         raise NotADirectoryError("there is no folder in memory")
 

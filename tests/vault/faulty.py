@@ -15,7 +15,7 @@ from pathlib import Path
 from workers.contract.errors import NoSpace, VaultError
 from workers.contract.seams import ObjectInfo, Store
 
-WRITES = frozenset({"put", "put_file", "delete", "retain"})
+WRITES = frozenset({"put", "put_file", "replace", "delete", "retain"})
 
 
 class Died(BaseException):
@@ -77,6 +77,11 @@ class FaultyStore:
         done = self.inner.put_file(name, path)
         self._leave(number)
         return done
+
+    def replace(self, name: str, path: Path) -> None:
+        number = self._enter("replace", name)
+        self.inner.replace(name, path)
+        self._leave(number)
 
     def staging(self) -> Path:
         return self.inner.staging()

@@ -33,6 +33,10 @@ class MemoryStore:
         path.unlink()
         return created
 
+    def replace(self, name: str, path: Path) -> None:
+        self.objects[name] = path.read_bytes()
+        path.unlink()
+
     def staging(self) -> Path:
         return self._staging
 
@@ -138,6 +142,10 @@ class SteppedStore:
     def put_file(self, name: str, path: Path) -> bool:
         self._actor.pause(f"put {name}")
         return self.inner.put_file(name, path)
+
+    def replace(self, name: str, path: Path) -> None:
+        self._actor.pause(f"replace {name}")
+        self.inner.replace(name, path)
 
     def staging(self) -> Path:
         return self.inner.staging()

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -167,6 +169,23 @@ def test_object_whose_retention_is_over_is_deleted(store: Store) -> None:
     assert store.put("packs/kept", b"2")
 
 
+def test_right_bytes_take_the_place_of_wrong_ones(store: Store) -> None:
+    """Of what nobody may delete, too; and where there is nothing."""
+    store.put("packs/bad", b"wrong")
+    store.put("packs/kept", b"wrong")
+    store.retain("packs/kept", datetime.now(UTC) + timedelta(days=2))
+    for name in ("packs/bad", "packs/kept", "packs/none"):
+        path = store.staging() / "x"
+        path.write_bytes(b"right one")
+        store.replace(name, path)
+        assert not path.exists()
+        assert store.get(name) == b"right one"
+    with pytest.raises(Locked):
+        store.delete("packs/kept")
+    store.delete("packs/bad")
+    assert [(info.name, info.size) for info in store.list("packs/")] == [("packs/kept", 9), ("packs/none", 9)]
+
+
 def test_absent_object_is_not_retained(store: Store) -> None:
     with pytest.raises(ObjectMissing):
         store.retain("packs/none", datetime.now(UTC))
@@ -254,6 +273,20 @@ def test_staging_of_a_killed_process_is_removed_and_that_of_a_live_one_is_not(tm
         process.communicate("")
     DirectoryStore(tmp_path, create=True).staging()
     assert not folder.exists()
+
+
+def test_all_threads_have_one_staging_folder(tmp_path: Path) -> None:
+    """Each made one of its own, and took the lock off the one before, which others then removed as stale."""
+    for number in range(30):
+        store = DirectoryStore(tmp_path / str(number), create=True)
+        together = Barrier(4)
+
+        def ask(store: Store = store, together: Barrier = together) -> Path:
+            together.wait()
+            return store.staging()
+
+        with ThreadPoolExecutor(4) as pool:
+            assert len({one.result() for one in [pool.submit(ask) for _ in range(4)]}) == 1
 
 
 def test_a_store_that_nobody_uses_any_more_holds_no_file_open(tmp_path: Path) -> None:

@@ -313,6 +313,11 @@ class Store(Protocol):
         """The same from a local file, which is consumed (moved where possible)."""
         ...
 
+    def replace(self, name: str, path: Path) -> None:
+        """The same in the place of an object that is damaged or missing; at no moment is there none. It is retained as
+        that one was. Only for the very bytes that the object had when it was created."""
+        ...
+
     def staging(self) -> Path:
         """A local folder to build files for `put_file` in, on the same file system where that helps."""
         ...

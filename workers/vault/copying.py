@@ -78,8 +78,8 @@ def copy_object(
     source: Store, target: Store, info: ObjectInfo, pace: Pace | None = None, *, replace: bool = False
 ) -> bool:
     """Copy one object, from a good copy if the source is a mirror; False: the target has one of that name. With
-    `replace` that one goes first, but only when the right bytes are at hand. Raises ObjectMissing if the source has it
-    no more, Corrupt if it is not what was written, and what else stores raise."""
+    `replace` it takes the place of that one, once the right bytes are at hand. Raises ObjectMissing if the source has
+    it no more, Corrupt if it is not what was written, and what else stores raise."""
     try:
         return _copy(source, target, info, pace or Pace(), replace=replace)
     except Corrupt:
@@ -91,17 +91,16 @@ def copy_object(
 
 def _copy(source: Store, target: Store, info: ObjectInfo, pace: Pace, *, replace: bool) -> bool:
     pieces = _pieces(source, info, pace)
-    if info.size <= _PIECE:
+    if info.size <= _PIECE and not replace:
         data = b"".join(pieces)
         _check(info.name, hashlib.sha256(data))
-        if replace:
-            target.delete(info.name)
         return target.put(info.name, data)
     path = target.staging() / f"copy-{secrets.token_hex(8)}"
     try:
         _check(info.name, _write(path, pieces))
         if replace:
-            target.delete(info.name)
+            target.replace(info.name, path)
+            return True
         return target.put_file(info.name, path)
     finally:
         path.unlink(missing_ok=True)

@@ -220,6 +220,16 @@ class MirrorStore:
                 left.unlink(missing_ok=True)
         return created
 
+    def replace(self, name: str, path: Path) -> None:
+        stores = self._all()
+        copies = [self._staged(store, path) for store in stores]
+        try:
+            for store, copy in zip(stores, copies, strict=True):
+                store.replace(name, copy)
+        finally:
+            for left in (path, *copies):
+                left.unlink(missing_ok=True)
+
     def _staged(self, store: Store, path: Path) -> Path:
         """A copy, and no link: two names of one file are damaged together."""
         copy = store.staging() / f"mirror-{secrets.token_hex(8)}"

@@ -3,20 +3,22 @@
 Packs, segments, condemnations and records of damage are named by the SHA-256 of their bytes, so any copy with the right
 hash will do, wherever it comes from. A manifest is sealed under its name, so one that opens is the right one.
 
-Nothing is taken away before the right bytes are at hand, staged and checked. If the process dies between the removal
-and the creation, the object is missing there, as every look from then on tells, and the next repair brings it.
+Nothing is taken away: the right bytes, staged and checked, take the place of the wrong ones in one step, and are
+retained as those were. A manifest that was away for a moment would be that of a deleted point, to a sweep that looks
+then; and for ever, if the repair died in this moment.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from workers.contract.errors import Corrupt, NewerFormat, NoSpace, ObjectMissing, VaultError
 from workers.contract.machines import Value
 from workers.contract.seams import Store
-from workers.vault import damage
+from workers.vault import damage, trash
 from workers.vault.checkup import damaged_objects
 from workers.vault.copying import addressed, copy_object, listed
 from workers.vault.damage import WHOLE
@@ -30,7 +32,8 @@ from workers.vault.sessions import CONDEMNED
 from workers.vault.vault import Vault
 from workers.vault.verify import Level, verify
 
-_MIRRORED = ("packs/", INDEX, CONDEMNED, damage.PREFIX, "points/")
+POINTS = "points/"
+_MIRRORED = ("packs/", INDEX, CONDEMNED, damage.PREFIX, POINTS)
 
 
 class Repaired(Value):
@@ -75,11 +78,12 @@ class _Repair:
 
     def run(self, tell: OnProgress) -> RepairReport:
         wanted = self._wanted()
-        for done, name in enumerate(wanted):
-            tell(Progress(stage="repair", done=done, total=len(wanted)))
-            bad = [place for place in self._places if not self._good(place, name)]
-            if bad:
-                self._mend(name, bad)
+        with self._reading([name.removeprefix(POINTS) for name in wanted if name.startswith(POINTS)]):
+            for done, name in enumerate(wanted):
+                tell(Progress(stage="repair", done=done, total=len(wanted)))
+                bad = [place for place in self._places if not self._good(place, name)]
+                if bad and (not name.startswith(POINTS) or self._stays(name)):
+                    self._mend(name, bad)
         tell(Progress(stage="repair", done=len(wanted), total=len(wanted)))
         if not self._dry_run:
             self._make_segments_again([name for name in wanted if name.startswith(INDEX)])
@@ -94,13 +98,32 @@ class _Repair:
             findings=report.findings,
         )
 
+    @contextmanager
+    def _reading(self, points: list[str]) -> Iterator[None]:
+        """While a session reads them, their manifests are not removed by those who delete points: one that was is not
+        to come back from a replica, which has it longer."""
+        session = f"repair-{secrets.token_hex(8)}"
+        if not points or self._dry_run:
+            yield
+            return
+        self._vault.announce(session, reads=points)
+        try:
+            yield
+        finally:
+            self._vault.withdraw(session)
+
+    def _stays(self, manifest: str) -> bool:
+        """Whether a point is not deleted: seen in this order, as `Vault.readable` does for one that can be read."""
+        store = self._vault.store
+        return not trash.final(store, manifest.removeprefix(POINTS)) and manifest in listed(store, manifest)
+
     # --- what is to be looked at -----------------------------------------------------------------------------------
 
     def _wanted(self) -> list[str]:
         """Names of what is damaged or missing in any place, as far as is known."""
         _, missing = self._vault.packs()
         names = {*missing, *(pack_name(copy.pack) for copy in self._vault.index.damage())}
-        names |= {f"points/{id}" for id, _ in self._vault.damaged_points()}
+        names |= {f"{POINTS}{id}" for id, _ in self._vault.damaged_points()}
         names |= {name for name, _ in damaged_objects(self._vault) if addressed(name)}
         for place in self._places:
             names |= {info.name for info, problem in problems(place, place.list(INDEX)) if problem}
@@ -121,7 +144,7 @@ class _Repair:
 
     def _opens(self, name: str, store: Store) -> bool:
         try:
-            self._vault.decoded(name.removeprefix("points/"), store.get(name))
+            self._vault.decoded(name.removeprefix(POINTS), store.get(name))
         except (Corrupt, NewerFormat, ObjectMissing):
             return False
         return True

@@ -163,39 +163,40 @@ class S3Store:
             raise VaultError(f"cannot make a folder to build packs in: {error}", hint=hint) from error
 
     def put(self, name: str, data: bytes) -> bool:
-        return self._put(name, BytesIO(data), len(data))
+        file, size = BytesIO(data), len(data)
+        return self._create(name, partial(self._send, name, file, size, IfNoneMatch="*"), file, size)
 
     def put_file(self, name: str, path: Path) -> bool:
         """Of two that create a large object at the same time both may succeed where the store does not know conditions
         on uploads in parts; only packs are as large, and who creates the same pack has the same bytes."""
         size = path.stat().st_size
         with path.open("rb") as file:
-            if size <= self._whole:
-                created = self._put(name, file, size)
-            else:
-                created = self._create(name, partial(self._upload, name, file, size), file, size)
+            whole = partial(self._send, name, file, size, IfNoneMatch="*")
+            send = whole if size <= self._whole else partial(self._upload, name, file, size)
+            created = self._create(name, send, file, size)
         path.unlink(missing_ok=True)
         return created
 
-    def _put(self, name: str, file: File, size: int) -> bool:
-        key, md5 = self._key(name), md5_of(file)
+    def _send(self, name: str, file: File, size: int, number: str, **fields: object) -> None:
+        fields |= {"Bucket": self._bucket, "Key": self._key(name), "Metadata": {_NUMBER: number}}
+        md5 = md5_of(file)
 
-        def send(number: str) -> None:
-            def attempt() -> None:
-                file.seek(0)
-                self._client.put_object(
-                    Bucket=self._bucket,
-                    Key=key,
-                    Body=file,
-                    ContentLength=size,
-                    ContentMD5=md5,
-                    IfNoneMatch="*",
-                    Metadata={_NUMBER: number},
-                )
+        def attempt() -> None:
+            file.seek(0)
+            self._client.put_object(Body=file, ContentLength=size, ContentMD5=md5, **fields)
 
-            self._try(f"write {name}", attempt)
+        self._try(f"write {name}", attempt)
 
-        return self._create(name, send, file, size)
+    def replace(self, name: str, path: Path) -> None:
+        """With one request, whatever its size. What was there stays as an older version where it is locked."""
+        self._guard(name)
+        lock = {}
+        with suppress(ObjectMissing, KeyError):
+            found = self._call(f"look at {name}", self._client.head_object, Key=self._key(name))
+            lock = {kept: found[kept] for kept in ("ObjectLockMode", "ObjectLockRetainUntilDate")}
+        with path.open("rb") as file:
+            self._send(name, file, path.stat().st_size, secrets.token_hex(16), **lock)
+        path.unlink(missing_ok=True)
 
     def _create(self, name: str, send: Callable[[str], object], file: File, size: int) -> bool:
         """Have `send` create the object with a number of its own; whether it is ours that is there."""
@@ -311,8 +312,7 @@ class S3Store:
 
     def _retained(self, key: str) -> list[int]:
         """Until when an object is retained: Unix times, in a bucket without Object Lock."""
-        prefix = self._mark(key, 0).removesuffix("0")
-        return [int(found.rpartition("/")[2]) for found, _ in self._listed(prefix)]
+        return [int(found.rpartition("/")[2]) for found, _ in self._listed(self._mark(key, 0).removesuffix("0"))]
 
     def copies(self) -> Sequence[Store]:
         return (self,)

@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import socket
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +21,11 @@ from workers.contract.errors import VaultError
 
 
 class Staging:
-    """This process's folder under `base`; made when it is first asked for, and again if it has vanished."""
+    """This process's folder under `base`, for all threads; made when first asked for, and again if it has vanished."""
 
     def __init__(self, base: Path) -> None:
         self._base = base
+        self._lock = threading.Lock()
         self._folder: Path | None = None
         self._unlock: Callable[[], object] = lambda: None
         """Closes the lock on the folder; also when nobody uses this any more: who runs for months opens many."""
@@ -34,9 +36,10 @@ class Staging:
 
     def folder(self) -> Path:
         """Raises OSError."""
-        if self._folder is None or not self._folder.is_dir():
-            self._folder = self._make()
-        return self._folder
+        with self._lock:  # of two that make one, the second would take the lock off the folder of the first
+            if self._folder is None or not self._folder.is_dir():
+                self._folder = self._make()
+            return self._folder
 
     def _make(self) -> Path:
         self._base.mkdir(mode=0o700, exist_ok=True)

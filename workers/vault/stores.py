@@ -123,6 +123,21 @@ class DirectoryStore:
             self._marker = self._read_marker()
         return created
 
+    def replace(self, name: str, path: Path) -> None:
+        target = self.root / checked(name)
+        self._guard()
+        with _translated(f"mend {name}"):
+            if until := _retained(target.stat()) if target.exists() else 0.0:
+                path.chmod(_RETAINED)
+                os.utime(path, (until, until))
+                set_immutable(target, False)
+            _sync_file(path)
+            self._make_folders(target.parent)
+            path.replace(target)
+            _sync_folder(target.parent)
+            if until:
+                set_immutable(target, True)
+
     def _make_folders(self, folder: Path) -> None:
         if folder.is_dir():
             return

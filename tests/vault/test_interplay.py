@@ -1,0 +1,117 @@
+"""Two pieces at work in one vault, neither of which knows the other: repair and sweep, locks and repair, mirrors that
+were cut off and writers. No committed point loses a byte, and nothing that was deleted comes back."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.model.test_mistrust import flip
+from tests.vault.faulty import Died, FaultyStore, Plan
+from tests.vault.pictures import KEY, backup, image, reopened
+from tests.vault.stepped import MemoryStore
+from tests.vault.test_repair import folder, replica, require_whole
+from tests.vault.test_sweep_races import Hosts
+from workers.contract.errors import Locked, StillframeError
+from workers.vault import DirectoryStore, Vault
+from workers.vault.repair import repair
+from workers.vault.sweep import Settings, sweep
+from workers.vault.trash import delete, finalise, remove_finals
+from workers.vault.verify import Level, verify
+
+__all__ = ["folder"]
+NOW = datetime.now(UTC)
+
+
+@pytest.mark.parametrize("step", range(48))
+def test_a_repair_of_manifests_that_is_killed_loses_no_point(folder: Path, step: int) -> None:
+    """Nothing but the manifest itself says that there is a point: were it away for a moment, and its repair killed in
+    this moment, the point would be gone, and the next sweep would take its blocks."""
+    paths = sorted((folder / "vault/points").iterdir())
+    for path in paths:
+        flip(path, 90)
+    plan = Plan()
+    dying = Vault.open(FaultyStore(DirectoryStore(folder / "vault"), plan), key=KEY, cache_dir=folder / "cache")
+    plan.die_after = len(plan.calls) + step
+    with suppress(Died):
+        repair(dying, [replica(folder)])
+    assert all(path.exists() for path in paths)
+    assert not repair(reopened(folder, cache="next"), [replica(folder)]).findings
+    require_whole(folder)
+
+
+def damaged(hosts: Hosts, point: str) -> MemoryStore:
+    """Damage a manifest; a copy of the vault as it was before."""
+    copy = MemoryStore(hosts.folder)
+    copy.objects = dict(hosts.store.objects)
+    data = bytearray(hosts.store.objects[f"points/{point}"])
+    data[90] ^= 1
+    hosts.store.objects[f"points/{point}"] = bytes(data)
+    return copy
+
+
+def test_a_sweep_at_any_moment_of_a_repair(tmp_path: Path) -> None:
+    """It stops at a manifest that it cannot read, and must not take one that is being repaired for one that is gone."""
+    ended = False
+    steps = 0
+    while not ended:
+        steps += 1
+        hosts = Hosts(tmp_path / str(steps))
+        backup(hosts.vault("one"), "p1", {"vda": "AB"})
+        copy = damaged(hosts, "p1")
+        mending = hosts.actor("h1", lambda vault, copy=copy: repair(vault, [copy]))  # type: ignore[misc]
+        for _ in range(steps):
+            mending.step()
+        ended = mending.ended
+        with suppress(StillframeError):
+            sweep(hosts.vault("two"), now=NOW, settings=Settings(compact=False))
+        mending.run()
+        assert hosts.content() == {"p1": image("AB")}
+
+
+def test_a_repair_brings_no_deleted_point_back(tmp_path: Path) -> None:
+    """It takes the manifest from a replica, where the point still is."""
+    ended = False
+    steps = 0
+    while not ended:
+        steps += 1
+        hosts = Hosts(tmp_path / str(steps))
+        vault = hosts.vault("one")
+        backup(vault, "p1", {"vda": "AB"})
+        backup(vault, "p2", {"vda": "C"})
+        copy = damaged(hosts, "p1")
+        mending = hosts.actor("h1", lambda vault, copy=copy: repair(vault, [copy]))  # type: ignore[misc]
+        for _ in range(steps):
+            mending.step()
+        ended = mending.ended
+        delete(vault, "p1", now=NOW, until=NOW, by="anna", reason="it is damaged")
+        finalise(vault, NOW)
+        remove_finals(vault)
+        mending.run()
+        remove_finals(vault)
+        assert hosts.names("points/") == ["points/p2"], mending.calls
+        assert hosts.names("trash/") == hosts.names("sessions/") == []
+
+
+@pytest.mark.parametrize("kind", ["packs", "points"])
+def test_what_a_lock_retains_is_repaired(folder: Path, kind: str) -> None:
+    """Nobody may delete it, but right bytes take the place of wrong ones, and are retained as those were."""
+    for path in sorted((folder / "vault" / kind).iterdir()):
+        flip(path, 90)
+    vault = reopened(folder)
+    until = NOW.replace(microsecond=0) + timedelta(days=30)
+    names = [info.name for info in vault.store.list(f"{kind}/")]
+    for name in names:
+        vault.store.retain(name, until)
+    verify(vault, Level.FULL)
+    report = repair(vault, [replica(folder)])
+    assert not report.failed
+    assert not report.findings
+    require_whole(folder)
+    for name in names:
+        assert (folder / "vault" / name).stat().st_mtime == until.timestamp()
+        with pytest.raises(Locked):
+            vault.store.delete(name)
