@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,9 @@ def flags_go(tmp_path: Path) -> Iterator[None]:
     """Takes immutable flags off again, so that what a test has locked can be removed."""
     yield
     for path in tmp_path.rglob("*"):
-        if path.lstat().st_mode & 0o777 == 0o400:
-            set_immutable(path, False)
+        with suppress(FileNotFoundError):  # a look-up cache that is closed just now
+            if path.lstat().st_mode & 0o777 == 0o400:
+                set_immutable(path, False)
 
 
 @pytest.fixture

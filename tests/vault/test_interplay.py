@@ -3,6 +3,7 @@ were cut off and writers. No committed point loses a byte, and nothing that was 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,12 +12,15 @@ import pytest
 
 from tests.model.test_mistrust import flip
 from tests.vault.faulty import Died, FaultyStore, Plan
-from tests.vault.pictures import KEY, backup, image, reopened
+from tests.vault.pictures import KEY, backup, image, new_vault, read_disk, reopened
 from tests.vault.stepped import MemoryStore
 from tests.vault.test_repair import folder, replica, require_whole
 from tests.vault.test_sweep_races import Hosts
-from workers.contract.errors import Locked, StillframeError
+from workers.contract.errors import Locked, StillframeError, StoreUnreachable
+from workers.contract.seams import ObjectInfo
 from workers.vault import DirectoryStore, Vault
+from workers.vault.condemned import condemn
+from workers.vault.mirror import MirrorStore
 from workers.vault.repair import repair
 from workers.vault.sweep import Settings, sweep
 from workers.vault.trash import delete, finalise, remove_finals
@@ -115,3 +119,61 @@ def test_what_a_lock_retains_is_repaired(folder: Path, kind: str) -> None:
         assert (folder / "vault" / name).stat().st_mtime == until.timestamp()
         with pytest.raises(Locked):
             vault.store.delete(name)
+
+
+# --- keys, and processes that run for months -----------------------------------------------------------------------
+
+
+def test_a_process_that_was_there_before_a_new_data_key(tmp_path: Path) -> None:
+    """What is sealed under a key that it does not know yet is not damaged: it must not tell every host so."""
+    early = new_vault(tmp_path)
+    first = backup(early, "p1", {"vda": "AB"})
+    late = reopened(tmp_path, cache="late")
+    late.rotate_data_key()
+    backup(late, "p2", {"vda": "-C"}, first)
+    assert read_disk(early, early.point("p2").disks[0]) == image("AC")
+    assert verify(early, Level.FULL).ok
+    backup(early, "p3", {"vda": "-D"}, early.point("p2"))
+    assert read_disk(late, late.point("p3").disks[0]) == image("AD")
+    assert early.index.damage() == set()
+
+
+# --- mirrors -------------------------------------------------------------------------------------------------------
+
+
+class Flaky(MemoryStore):
+    """One that cannot be listed while `ill`."""
+
+    ill = False
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        if self.ill:
+            raise StoreUnreachable("injected")
+        return super().list(prefix)
+
+
+def test_a_condemnation_that_one_store_alone_has(tmp_path: Path) -> None:
+    """Who condemned was killed between the stores. A session that saw it there must not miss it later, when that store
+    does not answer for a moment: the sweep would not wait for it, and take a pack that it relies on."""
+    first, other = Flaky(tmp_path), MemoryStore(tmp_path)
+
+    def opened(cache: str) -> Vault:
+        mirror = MirrorStore({"first": lambda: first, "other": lambda: other}, create=True)
+        if not first.objects:
+            Vault.create(mirror, key=KEY, cache_dir=tmp_path / cache)
+        return Vault.open(mirror, key=KEY, cache_dir=tmp_path / cache)
+
+    vault = opened("one")
+    with vault.writer() as writer:
+        writer.put(image("A"))
+        writer.finish()
+    condemn(first, vault.keys, [bytes.fromhex(name.removeprefix("packs/")) for name in vault.packs()[0]])
+    writer_host = opened("two")
+    writer_host.announce("job", "p1")
+    first.ill = True
+    with writer_host.writer() as relying:
+        first.ill = False
+        id = relying.put(image("A"))
+        relying.finish()
+    sweep(opened("three"), now=NOW, settings=Settings(compact=False))
+    assert writer_host.reader().get(id) == image("A")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from workers.contract.errors import Corrupt, NewerFormat, ObjectMissing, VaultError, VaultMissing
 from workers.contract.seams import Store
@@ -87,7 +89,27 @@ def add_keyring(store: Store, master: bytes, vault: bytes, version: int, id_key:
 
 
 def read_keyring(store: Store, master: bytes, vault: bytes) -> Keyring:
-    """Every key version. Raises Corrupt."""
+    """Every key version, those too that are made from now on. Raises Corrupt."""
+    data, id_key = _read_keys(store, master, vault)
+    return Keyring(vault, _Versions(data, lambda: _read_keys(store, master, vault)[0]), id_key)
+
+
+class _Versions(dict[int, bytes]):
+    """Data keys by version. One that is not here may have been made since, by another process: before what is sealed
+    under it passes for damaged it is looked for. Raises what `look` raises."""
+
+    def __init__(self, known: dict[int, bytes], look: Callable[[], dict[int, bytes]]) -> None:
+        super().__init__(known)
+        self._look = look
+
+    def get(self, version: int, default: Any = None) -> Any:
+        if version not in self:
+            self.update(self._look())
+        return super().get(version, default)
+
+
+def _read_keys(store: Store, master: bytes, vault: bytes) -> tuple[dict[int, bytes], bytes]:
+    """Data keys by version, and the id key."""
     data: dict[int, bytes] = {}
     id_keys: set[bytes] = set()
     for info in store.list("keyring/"):
@@ -104,4 +126,4 @@ def read_keyring(store: Store, master: bytes, vault: bytes) -> Keyring:
             raise Corrupt(f"{info.name} does not hold the keys of its version")
     if len(id_keys) != 1:
         raise Corrupt("the vault's keyring is missing or contradicts itself")
-    return Keyring(vault, data, id_keys.pop())
+    return data, id_keys.pop()

@@ -10,8 +10,8 @@ How this stays one vault. *The first store decides; an object exists while any o
   it is still where it came from, and takes the copy away again if not.
 - Puts and deletes need all stores: where one is down they are refused, rather than let it miss them. Reads go on.
 - A list is the union over those that answer. Any one of them has everything whose put has returned: sessions,
-  condemnations, packs. What is left of a delete that was cut off was doomed; what a list may lack is of a put that has
-  not returned, and is tried again before anything else is done with it.
+  condemnations, packs. What is left of a delete that was cut off was doomed. A list may lack what a put that was cut
+  off has left in the first alone, while that one does not answer: a session knows only what all stores have.
 - Reads take the first store that has the object. One that lacks a pack or a segment is given it again, from bytes that
   are what the name says. A pack that is there and damaged inside is seen by whoever decrypts it: see `copies`.
 

@@ -45,7 +45,7 @@ def announce(store: Store, session: str, *, point: str = "", reads: Sequence[str
         point=point,
         started=datetime.now(UTC),
         host=socket.gethostname(),
-        knows=[info.name for info in store.list(CONDEMNED)],
+        knows=_condemned_everywhere(store),
         reads=sorted(reads),
     )
     name = SESSIONS + session
@@ -57,6 +57,13 @@ def announce(store: Store, session: str, *, point: str = "", reads: Sequence[str
             f"session {session} is announced already, for another point",
             hint="the job that announced it ended without its release: `stillframe job list`",
         )
+
+
+def _condemned_everywhere(store: Store) -> list[str]:
+    """Condemnations that each store of the vault lists. One that a put which was cut off has left in the first alone is
+    not listed while that one does not answer; to know less than there is makes a sweep wait, and no more."""
+    listed = [{info.name for info in copy.list(CONDEMNED)} for copy in store.copies()]
+    return sorted(set.intersection(*listed)) if listed else []
 
 
 def withdraw(store: Store, session: str) -> None:
