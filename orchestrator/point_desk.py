@@ -94,6 +94,9 @@ class PointDesk:
             trash.check_deletable(vault, row.id, now=now, until=until)
             return point_view(row)
         deletion = trash.delete(vault, row.id, now=now, until=until, by=whoami(), reason=reason)
+        if days is not None and deletion.until > until:  # it was deleted before, to go later: now it is to go sooner
+            trash.undelete(vault, row.id, now=now, by=whoami())
+            deletion = trash.delete(vault, row.id, now=now, until=until, by=whoami(), reason=reason or deletion.reason)
         with self._catalog.write() as session:
             mark_deleted(session, row.id, deletion.until, deletion.reason)
         notes: list[str] = []

@@ -241,6 +241,7 @@ class Service:
     ) -> str:
         """Begin to write one disk of a point into the new file `to`; from `vault`, else from one that has it. Raises
         NotFound, Busy."""
+        wanted = _format(format)
         held_by, remarks = self.replicas.holder(point_ref, vault)
         with self._catalog.write() as session:
             row = find.point_named(session, point_ref)
@@ -255,7 +256,7 @@ class Service:
                 point=row.id,
                 targets=[target],
                 to=str(to.absolute()),
-                format=_format(format),
+                format=wanted,
             )
             machine = (row.machine_uuid, row.machine_name)
             add_job(
@@ -407,7 +408,7 @@ def _new_job_id() -> str:
 def _format(word: str | None) -> ImageFormat | None:
     found = next((format for format in IMAGE_FORMATS if format == word), None)
     if word is not None and found is None:
-        raise UsageError(f"{word!r} is no format of a disk", hint=f"there are: {', '.join(IMAGE_FORMATS)}")
+        raise UsageError(f"the format of a disk cannot be {word!r}", hint=f"there are: {', '.join(IMAGE_FORMATS)}")
     return found
 
 

@@ -205,7 +205,7 @@ def test_what_is_not_there(ready: Cli, command: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "typed", ["backup run web --consistency aplication", "restore disk a@latest vda --to f --format vmdk"]
+    "typed", ["backup run web --consistency aplication", "restore disk a@latest vda --to f --format vdi"]
 )
 def test_a_word_that_is_no_choice(ready: Cli, typed: str) -> None:
     ran = ready.run(*typed.split())

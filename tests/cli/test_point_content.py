@@ -85,7 +85,7 @@ def test_an_export_is_the_disk(stocked: Cli, tmp_path: Path, suffix: str, driver
 def test_an_unknown_format_and_an_unknown_disk(stocked: Cli, tmp_path: Path) -> None:
     ran = stocked.run("point", "export", "first", "vda", "--to", tmp_path / "out", "--format", "vdi")
     assert ran.code == 2
-    assert "'vdi' is no format of a disk" in ran.err
+    assert "the format of a disk cannot be 'vdi'" in ran.err
     assert "qcow2, raw, vhd, vhdx, vmdk" in ran.err
     assert "it has: vda, vdb" in stocked.run("point", "export", "first", "vdz", "--to", tmp_path / "out").err
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,8 @@ from workers.contract.seams import Store
 from workers.vault import Vault, trash
 
 DAY = timedelta(days=1)
-START = datetime(2026, 11, 23, tzinfo=UTC)
+START = datetime(2024, 11, 22, 2, 0, tzinfo=UTC)
+"""Long ago: what removes a manifest also looks at the real clock."""
 LOCKED = START + 20 * DAY
 """Until then point `q` is locked."""
 POINTS = ("p", "q")
@@ -168,8 +169,8 @@ def some_acts(rng: random.Random) -> Acts:
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Vault:
     store = MemoryStore(tmp_path_factory.mktemp("staging"))
     vault, _ = Vault.create(store, key=KEY, cache_dir=tmp_path_factory.mktemp("cache"))
-    vault.commit(point_of("p", []))
-    vault.commit(point_of("q", []).model_copy(update={"locked_until": LOCKED}))
+    vault.commit(point_of("p", []).model_copy(update={"time": START}))
+    vault.commit(point_of("q", []).model_copy(update={"time": START, "locked_until": LOCKED}))
     return vault
 
 
