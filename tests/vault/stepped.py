@@ -167,7 +167,7 @@ class SteppedStore:
         self.inner.retain(name, until)
 
     def copies(self) -> Sequence[Store]:
-        return (self,)
+        return (self,) if len(self.inner.copies()) == 1 else self.inner.copies()
 
     def free_bytes(self) -> int | None:
         return self.inner.free_bytes()

@@ -13,15 +13,17 @@ import pytest
 from tests.model.test_mistrust import flip
 from tests.vault.faulty import Died, FaultyStore, Plan
 from tests.vault.pictures import KEY, backup, image, new_vault, read_disk, reopened
-from tests.vault.stepped import MemoryStore
+from tests.vault.stepped import Actor, MemoryStore
 from tests.vault.test_repair import folder, replica, require_whole
-from tests.vault.test_sweep_races import Hosts
+from tests.vault.test_sweep_races import Hosts, before
 from workers.contract.errors import Locked, StillframeError, StoreUnreachable
-from workers.contract.seams import ObjectInfo
+from workers.contract.seams import ObjectInfo, Store
 from workers.vault import DirectoryStore, Vault
 from workers.vault.condemned import condemn
 from workers.vault.mirror import MirrorStore
+from workers.vault.mirror_sync import outdated, sync_store
 from workers.vault.repair import repair
+from workers.vault.sealing import encode_plain
 from workers.vault.sweep import Settings, sweep
 from workers.vault.trash import delete, finalise, remove_finals
 from workers.vault.verify import Level, verify
@@ -152,28 +154,66 @@ class Flaky(MemoryStore):
         return super().list(prefix)
 
 
+def mirrored(folder: Path, first: MemoryStore, other: MemoryStore, host: str) -> Vault:
+    """A vault in both, as one host sees it."""
+    store = MirrorStore({"first": lambda: first, "other": lambda: other}, create=True)
+    if not first.objects:
+        Vault.create(store, key=KEY, cache_dir=folder / host)
+    return Vault.open(store, key=KEY, cache_dir=folder / host)
+
+
 def test_a_condemnation_that_one_store_alone_has(tmp_path: Path) -> None:
     """Who condemned was killed between the stores. A session that saw it there must not miss it later, when that store
     does not answer for a moment: the sweep would not wait for it, and take a pack that it relies on."""
     first, other = Flaky(tmp_path), MemoryStore(tmp_path)
 
-    def opened(cache: str) -> Vault:
-        mirror = MirrorStore({"first": lambda: first, "other": lambda: other}, create=True)
-        if not first.objects:
-            Vault.create(mirror, key=KEY, cache_dir=tmp_path / cache)
-        return Vault.open(mirror, key=KEY, cache_dir=tmp_path / cache)
-
-    vault = opened("one")
+    vault = mirrored(tmp_path, first, other, "one")
     with vault.writer() as writer:
         writer.put(image("A"))
         writer.finish()
     condemn(first, vault.keys, [bytes.fromhex(name.removeprefix("packs/")) for name in vault.packs()[0]])
-    writer_host = opened("two")
+    writer_host = mirrored(tmp_path, first, other, "two")
     writer_host.announce("job", "p1")
     first.ill = True
     with writer_host.writer() as relying:
         first.ill = False
         id = relying.put(image("A"))
         relying.finish()
-    sweep(opened("three"), now=NOW, settings=Settings(compact=False))
+    sweep(mirrored(tmp_path, first, other, "three"), now=NOW, settings=Settings(compact=False))
     assert writer_host.reader().get(id) == image("A")
+
+
+def test_a_final_deletion_that_one_store_alone_has(tmp_path: Path) -> None:
+    """Who made it final was killed between the stores. Before the manifest goes all have it, so that a reader who comes
+    after the sessions were listed sees it, whichever store answers."""
+    first, other = Flaky(tmp_path), MemoryStore(tmp_path)
+    vault, later = mirrored(tmp_path, first, other, "one"), mirrored(tmp_path, first, other, "two")
+    backup(vault, "p1", {"vda": "A"})
+    delete(vault, "p1", now=NOW, until=NOW, by="anna", reason="a test")
+    first.put("trash/p1.1.end", encode_plain({"by": "anna", "outcome": "final", "time": NOW.isoformat()}))
+    remover = Actor("remover", vault.store, lambda store: remove_finals(_over(store, vault)))
+    before(remover, "delete points/p1")
+    later.announce("job", "p2", reads=["p1"])
+    first.ill = True
+    assert not later.readable("p1")
+    first.ill = False
+    remover.run()
+    assert vault.point_ids() == []
+
+
+def _over(store: Store, vault: Vault) -> Vault:
+    return Vault.open(store, key=KEY, cache_dir=vault.cache_dir)
+
+
+def test_an_outdated_store_has_a_pack_that_is_locked(tmp_path: Path) -> None:
+    """The others have swept it. It cannot be removed yet, and is in nobody's way."""
+    one, two = (DirectoryStore(tmp_path / name, create=True) for name in ("one", "two"))
+    backup(Vault.create(one, key=KEY, cache_dir=tmp_path / "cache")[0], "p1", {"vda": "A"})
+    old = "packs/" + 64 * "0"
+    for info in list(one.list("keyring/")):
+        two.put(info.name, one.get(info.name))
+    two.put(old, b"old")
+    two.retain(old, NOW + timedelta(days=9))
+    report = sync_store(one, two, outdated(one, two))
+    assert report.removed == 0
+    assert {info.name for info in two.list("")} - {info.name for info in one.list("")} == {old}

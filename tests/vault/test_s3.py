@@ -248,6 +248,13 @@ def test_lock_is_the_bucket_s(moto: Server) -> None:
         store.delete("packs/a")
 
 
+def test_a_store_that_fails_is_not_one_without_locks(proxied: Server, proxy: Proxy) -> None:
+    """It would delete what others have locked there: a plain delete only hides it, and nobody refuses that."""
+    proxy.plan = lambda _number, _method, path: Fault.ERROR if "object-lock" in path else None
+    with pytest.raises(StoreUnreachable):
+        proxied.store(proxied.url("locked"), create=True)
+
+
 def test_what_is_deleted_in_a_bucket_with_versions_is_gone(moto: Server) -> None:
     store = moto.store(moto.url("locked"), create=True)
     for _ in range(2):

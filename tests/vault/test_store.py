@@ -275,6 +275,20 @@ def test_staging_of_a_killed_process_is_removed_and_that_of_a_live_one_is_not(tm
     assert not folder.exists()
 
 
+def test_a_listing_does_not_end_early_where_the_vault_is_gone(tmp_path: Path) -> None:
+    """A sweep would take what it did not see for what is not there."""
+    store = DirectoryStore(tmp_path / "s", create=True)
+    for name in ("vault.json", "points/a", "points/b"):
+        store.put(name, b"x")
+    found = store.list("points/")
+    next(found)
+    (tmp_path / "s").rename(tmp_path / "away")
+    with pytest.raises(VaultMissing):
+        list(found)
+    with pytest.raises(VaultMissing):
+        list(store.list("points/"))
+
+
 def test_all_threads_have_one_staging_folder(tmp_path: Path) -> None:
     """Each made one of its own, and took the lock off the one before, which others then removed as stale."""
     for number in range(30):

@@ -47,6 +47,7 @@ from workers.vault.s3_client import (
     Patience,
     ShortAnswer,
     Taken,
+    Unsupported,
     UploadGone,
     call,
     make_client,
@@ -130,8 +131,8 @@ class S3Store:
     def _has_lock(self) -> bool:
         try:
             answer = self._call("ask for Object Lock", self._client.get_object_lock_configuration)
-        except StillframeError:
-            return False  # not known there, not allowed, not set up: all the same, it cannot be relied on
+        except (Denied, Unsupported, ObjectMissing):
+            return False  # not allowed, not known there, not set up: all the same, it cannot be relied on
         return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
 
     def _read_marker(self) -> bytes | None:
@@ -365,8 +366,7 @@ class S3Store:
         return data, size
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        if folder := prefix.rpartition("/")[0]:
-            checked(folder)
+        checked(prefix.rpartition("/")[0] or MARKER)
         nothing = True
         for key, size in self._listed(self._prefix + prefix):
             nothing = False

@@ -222,9 +222,8 @@ class DirectoryStore:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder, _, start = prefix.rpartition("/")
         base = self.root / checked(folder) if folder else self.root
-        if not base.is_dir():
-            self._guard()  # nothing there yet, or no vault: an unmounted one must not look empty
         yield from _walk(base, f"{folder}/" if folder else "", start)
+        self._guard()  # one that is unmounted, or was meanwhile, must not look empty, nor as if half of it were there
 
     def free_bytes(self) -> int | None:
         with _translated(f"look at {self.root}"):

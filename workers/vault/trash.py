@@ -21,6 +21,7 @@ from pydantic import AwareDatetime, ValidationError
 from workers.contract.errors import Corrupt, Locked, NewerFormat, NotFound, ObjectMissing, WrongClock
 from workers.contract.machines import Value
 from workers.contract.seams import Store
+from workers.vault.mirror import heal
 from workers.vault.sealing import decode_plain, encode_plain
 from workers.vault.sessions import SessionInfo, sessions
 
@@ -62,10 +63,9 @@ class Removal(Value):
 
 
 class _Last(Value):
-    """The last deletion of a point, as far as names tell."""
+    """The last deletion of a point, as far as names tell; number 0: there is none."""
 
     number: int = 0
-    """0: there is none."""
     ended: bool = False
 
 
@@ -262,6 +262,7 @@ def remove_finals(vault: Vault, *, points: Collection[str] | None = None) -> lis
     gone = [point for point in finals(vault.store) if points is None or point in points]
     if not gone:
         return []
+    _complete_ends(vault.store, gone)
     busy = list(sessions(vault.store))  # after `.end` was seen: who announces itself later sees it too
     return [_remove(vault, point, busy) for point in gone]
 
@@ -343,6 +344,15 @@ def _end(store: Store, point: str, number: int, outcome: Outcome, *, now: dateti
     if store.put(name, encode_plain({"by": by, "outcome": outcome.value, "time": now.isoformat()})):
         return outcome
     return _outcome(store, point, number)
+
+
+def _complete_ends(store: Store, points: Collection[str]) -> None:
+    """Give the ends of deletions to each store of a mirror, between which their creation may have been cut off: whoever
+    looks from now on sees them, whichever answers."""
+    first, *others = store.copies()
+    for point, last in _lasts(store, TRASH).items() if others else ():
+        for other in others if point in points else ():
+            heal(first, other, f"{_name(point, last.number)}.end")
 
 
 class _Lock(Value):
