@@ -187,7 +187,13 @@ class Tasks:
             raise Cancelled("cancelled")
 
     def commit_point(self, command: m.CommitPoint) -> m.Event:
-        point = self._context.vault(command.vault).commit(command.point)
+        from workers.vault.sessions import SESSIONS, read_session
+
+        vault = self._context.vault(command.vault)
+        if read_session(vault.store, SESSIONS + command.job) is None:
+            # Settled long ago: the point is there, or was deleted since, and its blocks may be gone.
+            raise VaultError(f"job {command.job} has ended: its session is withdrawn, and it commits nothing any more")
+        point = vault.commit(command.point)
         return m.PointCommitted(point=point.id, locked_until=point.locked_until)
 
     def release(self, command: m.Release) -> m.Event:

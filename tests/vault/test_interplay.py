@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from celery import Celery
 
 from tests.model.test_mistrust import flip
 from tests.vault.faulty import Died, FaultyStore, Plan
@@ -16,8 +17,12 @@ from tests.vault.pictures import KEY, backup, image, new_vault, read_disk, reope
 from tests.vault.stepped import Actor, MemoryStore
 from tests.vault.test_repair import folder, replica, require_whole
 from tests.vault.test_sweep_races import Hosts, before
-from workers.contract.errors import Locked, StillframeError, StoreUnreachable
+from workers.config import VaultConfig, WorkerConfig
+from workers.context import Context
+from workers.contract.errors import Locked, StillframeError, StoreUnreachable, VaultError
+from workers.contract.messages import CommitPoint
 from workers.contract.seams import ObjectInfo, Store
+from workers.tasks import Tasks
 from workers.vault import DirectoryStore, Vault
 from workers.vault.condemned import condemn
 from workers.vault.mirror import MirrorStore
@@ -217,3 +222,29 @@ def test_an_outdated_store_has_a_pack_that_is_locked(tmp_path: Path) -> None:
     report = sync_store(one, two, outdated(one, two))
     assert report.removed == 0
     assert {info.name for info in two.list("")} - {info.name for info in one.list("")} == {old}
+
+
+# --- who is late ---------------------------------------------------------------------------------------------------
+
+
+def test_a_commit_that_comes_again_when_its_point_was_deleted(tmp_path: Path) -> None:
+    """A command that a broker delivers twice: the point must not come back without its blocks."""
+    vault = new_vault(tmp_path)
+    (tmp_path / "key").write_text(KEY.hex() + "\n")
+    (tmp_path / "key").chmod(0o600)
+    config = WorkerConfig(
+        vaults={"main": VaultConfig(url=f"file://{tmp_path}/vault", key_file=tmp_path / "key")},
+        hypervisors={},
+        cache_dir=tmp_path / "late",
+    )
+    tasks = Tasks(Celery(), Context(config))
+    vault.announce("j1", "p1")
+    point = backup(vault, "p1", {"vda": "A"})
+    command = CommitPoint(job="j1", vault="main", point=point)
+    assert tasks.commit_point(command)
+    vault.withdraw("j1")
+    delete(vault, "p1", now=NOW, until=NOW, by="anna", reason="a test")
+    sweep(vault, now=NOW)
+    with pytest.raises(VaultError):
+        tasks.commit_point(command)
+    assert vault.point_ids() == []
