@@ -31,6 +31,7 @@ class UpkeepDesk:
         compact: bool = True,
         bandwidth: int | None = None,
         fence_days: int | None = None,
+        empty: bool = False,
         dry_run: bool = False,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> SweepReport:
@@ -41,6 +42,7 @@ class UpkeepDesk:
         settings = Settings(
             compact=compact,
             bandwidth=bandwidth,
+            empty=empty,
             fence_after=FENCE_AFTER if fence_days is None else timedelta(days=fence_days),
         )
         return sweep(vault, now=datetime.now(UTC), settings=settings, dry_run=dry_run, on_progress=on_progress)

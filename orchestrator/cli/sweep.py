@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
 def sweep_vault(
     session: Session,
     vault: VaultArgument = None,
+    empty: Annotated[bool, typer.Option("--empty", help="Also if no point is left: everything goes.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go, and why.")] = False,
     no_expire: Annotated[
         bool, typer.Option("--no-expire", help="Leave points alone that no rule of a policy keeps.")
@@ -51,6 +52,7 @@ def sweep_vault(
             compact=not no_compact,
             bandwidth=bytes_a_second(bandwidth),
             fence_days=fence_days,
+            empty=empty,
             dry_run=dry_run,
             on_progress=advance,
         )
@@ -101,6 +103,9 @@ def _lines(report: SweepReport) -> list[str]:
     would = report.dry_run
     share = f", {report.live_bytes / report.bytes:.0%} of it needed" if report.bytes else ""
     lines = [f"{_packs(report.packs)} of {size(report.bytes)}{share}"]
+    if report.no_points:
+        lines.append("there is no point at all, so nothing was condemned: is points/ of the vault there? If all were")
+        lines.append("deleted on purpose: stillframe vault sweep --empty")
     if report.clock:
         lines.append(report.clock)
     if report.final:

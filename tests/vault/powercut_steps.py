@@ -62,7 +62,7 @@ def sweep_twice(folder: Path) -> None:
     vault = reopened(folder)
     vault.delete_point("p1")
     for _ in range(2):
-        sweep(vault, now=NOW + timedelta(days=30), settings=Settings(pack_size=6 * BLOCK))
+        sweep(vault, now=NOW + timedelta(days=30), settings=Settings(empty=True, pack_size=6 * BLOCK))
 
 
 STEPS = {"backup": make_backups, "create": create, "rotate": rotate, "sweep": sweep_twice}

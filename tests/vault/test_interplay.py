@@ -78,7 +78,7 @@ def test_a_sweep_at_any_moment_of_a_repair(tmp_path: Path) -> None:
             mending.step()
         ended = mending.ended
         with suppress(StillframeError):
-            sweep(hosts.vault("two"), now=NOW, settings=Settings(compact=False))
+            sweep(hosts.vault("two"), now=NOW, settings=Settings(empty=True, compact=False))
         mending.run()
         assert hosts.content() == {"p1": image("AB")}
 
@@ -184,7 +184,7 @@ def test_a_condemnation_that_one_store_alone_has(tmp_path: Path) -> None:
         first.ill = False
         id = relying.put(image("A"))
         relying.finish()
-    sweep(mirrored(tmp_path, first, other, "three"), now=NOW, settings=Settings(compact=False))
+    sweep(mirrored(tmp_path, first, other, "three"), now=NOW, settings=Settings(empty=True, compact=False))
     assert writer_host.reader().get(id) == image("A")
 
 

@@ -513,7 +513,7 @@ def test_beside_backups_deletions_and_sweeps(tmp_path: Path, seed: int) -> None:
             del alive[point]
             vault.delete_point(point)
         else:
-            sweep(vault, now=NOW, settings=Settings(pack_size=PACK))
+            sweep(vault, now=NOW, settings=Settings(empty=True, pack_size=PACK))
 
     for _ in range(4):
         act()

@@ -22,8 +22,10 @@ from workers.vault.sweep import Settings, SweepReport, sweep
 from workers.vault.verify import Level, verify
 
 NOW = datetime.now(UTC)
-FEW = Settings(pack_size=PACK)
-WHOLE = Settings(pack_size=PACK, compact=False)
+FEW = Settings(empty=True, pack_size=PACK)
+CAREFUL = Settings()
+ALL = Settings(empty=True)
+WHOLE = Settings(empty=True, pack_size=PACK, compact=False)
 
 
 def packs(vault: Vault) -> set[str]:
@@ -49,10 +51,10 @@ def settled(vault: Vault) -> None:
 
 
 def test_an_empty_vault_and_one_without_garbage(vault: Vault) -> None:
-    assert sweep(vault, now=NOW) == SweepReport(dry_run=False)
+    assert sweep(vault, now=NOW, settings=ALL) == SweepReport(dry_run=False)
     backup(vault, "p1", {"vda": "ABC"})
     before = packs(vault)
-    report = sweep(vault, now=NOW)
+    report = sweep(vault, now=NOW, settings=ALL)
     assert (report.condemned, report.removed, report.packs) == (0, 0, 1)
     assert report.live_bytes > 3 * BLOCK
     assert packs(vault) == before
@@ -72,10 +74,32 @@ def test_what_only_a_deleted_point_needed_goes(vault: Vault) -> None:
     assert len(names(vault, "index/")) == 2
     drop(vault, "p1")
     drop(vault, "p2")
-    sweep(vault, now=NOW)
+    sweep(vault, now=NOW, settings=ALL)
     assert packs(vault) == set()
     assert names(vault, "index/") == []
     settled(vault)
+
+
+def test_a_vault_whose_points_were_lost_is_not_swept_away(tmp_path: Path) -> None:
+    vault = new_vault(tmp_path)
+    backup(vault, "p1", {"vda": "ABC"})
+    backup(vault, "p2", {"vda": "XYZ"})
+    drop(vault, "p2")
+    vault.announce("old", "p3")
+    sweep(vault, now=NOW, settings=CAREFUL)
+    vault.withdraw("old")
+    before = packs(vault)
+    (tmp_path / "vault/points").rename(tmp_path / "away")
+    report = sweep(vault, now=NOW, settings=CAREFUL)
+    assert (report.no_points, report.condemned, report.removed) == (True, 0, 0)
+    assert packs(vault) == before
+    (tmp_path / "away").rename(tmp_path / "vault/points")
+    assert sweep(vault, now=NOW, settings=CAREFUL).removed == 1
+    assert content_of(vault) == {"p1": image("ABC")}
+    drop(vault, "p1")
+    assert sweep(vault, now=NOW, settings=CAREFUL).no_points
+    assert sweep(vault, now=NOW, settings=WHOLE).removed == 1
+    assert packs(vault) == set()
 
 
 def test_a_dry_run_changes_nothing_and_tells_the_same(vault: Vault) -> None:
@@ -117,7 +141,7 @@ def test_nothing_is_compacted_under_a_lock(vault: Vault) -> None:
 def test_small_packs_are_joined_once_they_fill_one(vault: Vault) -> None:
     for number, letter in enumerate("ABCDEFGHIJ"):
         backup(vault, f"p{number}", {"vda": letter})
-    settings = Settings(pack_size=8 * BLOCK)
+    settings = Settings(empty=True, pack_size=8 * BLOCK)
     before = content_of(vault)
     assert sweep(vault, now=NOW, settings=settings).compacted == 10
     assert len(packs(vault)) == 2
@@ -150,14 +174,14 @@ def test_a_session_that_began_before_is_waited_for(vault: Vault) -> None:
         for index, letter in enumerate("ABC"):
             blocks.set(index, writer.put(image(letter)))
         root = blocks.finish()
-        report = sweep(vault, now=NOW)
+        report = sweep(vault, now=NOW, settings=ALL)
         assert (report.condemned, report.removed) == (1, 0)
         assert [(one.packs, one.sessions[0].session) for one in report.waiting] == [(1, "job")]
         writer.finish()
         assert writer.stored_bytes == 0
     vault.commit(point_of("p2", [disk.model_copy(update={"root": root.hex()})]))
     vault.withdraw("job")
-    report = sweep(vault, now=NOW)
+    report = sweep(vault, now=NOW, settings=ALL)
     assert (report.removed, report.rescued, report.waiting) == (0, 1, [])
     assert content_of(vault) == {"p2": image("ABC")}
     settled(vault)
@@ -171,11 +195,11 @@ def test_a_session_that_begins_later_stores_condemned_blocks_again(vault: Vault)
     backup(vault, "p1", {"vda": "ABC"})
     drop(vault, "p1")
     vault.announce("old", "p2")
-    sweep(vault, now=NOW)
+    sweep(vault, now=NOW, settings=ALL)
     vault.announce("new", "p3")
     vault.commit(_point(vault, "p3", "ABC"))
     vault.withdraw("old")
-    report = sweep(vault, now=NOW)  # beside "new", which knows of the condemnation
+    report = sweep(vault, now=NOW, settings=ALL)  # beside "new", which knows of the condemnation
     assert (report.removed, report.waiting) == (1, [])
     assert content_of(vault) == {"p3": image("ABC")}
     vault.withdraw("new")
@@ -187,8 +211,8 @@ def test_a_dead_session_is_fenced_after_a_while(vault: Vault) -> None:
     drop(vault, "p1")
     vault.announce("dead", "p2")
     vault.announce("reader", reads=["p1"])
-    assert sweep(vault, now=NOW).fenced == []
-    report = sweep(vault, now=NOW + timedelta(days=8))
+    assert sweep(vault, now=NOW, settings=ALL).fenced == []
+    report = sweep(vault, now=NOW + timedelta(days=8), settings=ALL)
     assert (sorted(report.fenced), report.removed) == (["dead", "reader"], 1)
     with pytest.raises(VaultError, match="given up"):
         vault.commit(_point(vault, "p2", "ABC"))
@@ -203,7 +227,7 @@ def test_packs_that_no_segment_names(tmp_path: Path) -> None:
         writer.finish()
     newest = max((tmp_path / "vault/index").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     newest.unlink()
-    report = sweep(vault, now=NOW)
+    report = sweep(vault, now=NOW, settings=ALL)
     assert (report.condemned, report.removed) == (1, 1)
     assert content_of(vault) == {"p1": image("ABC")}
     # All the index is gone: nothing can be read, so nothing is removed.
@@ -211,7 +235,7 @@ def test_packs_that_no_segment_names(tmp_path: Path) -> None:
         path.unlink()
     before = packs(vault)
     with pytest.raises(VaultError, match="nobody knows what it needs"):
-        sweep(vault, now=NOW)
+        sweep(vault, now=NOW, settings=ALL)
     assert packs(vault) == before
     # Condemned by mistake, and named nowhere: the footer says that it is needed.
     [digest] = [bytes.fromhex(name.removeprefix("packs/")) for name in before]
@@ -222,7 +246,7 @@ def test_packs_that_no_segment_names(tmp_path: Path) -> None:
         path.unlink()
     vault.index.refresh()
     (tmp_path / "vault/index" / path.name).write_bytes(kept)
-    report = sweep(vault, now=NOW)
+    report = sweep(vault, now=NOW, settings=ALL)
     assert (report.rescued, report.removed) == (1, 0)
     assert content_of(vault) == {"p1": image("ABC")}
 
@@ -237,14 +261,14 @@ def test_an_unreadable_point_or_page_stops_it(tmp_path: Path) -> None:
     whole = manifest.read_bytes()
     manifest.write_bytes(whole[:-1])
     with pytest.raises(VaultError, match="p1 cannot be read") as caught:
-        sweep(vault, now=NOW)
+        sweep(vault, now=NOW, settings=ALL)
     assert "point delete p1" in caught.value.hint
     manifest.write_bytes(whole)
     [page] = [one.pack for one in vault.index.find(bytes.fromhex(vault.point("p1").disks[0].root))]
     (tmp_path / "vault" / page).write_bytes(b"")
     vault = reopened(tmp_path)
     with pytest.raises(VaultError, match="cannot be read whole"):
-        sweep(vault, now=NOW)
+        sweep(vault, now=NOW, settings=ALL)
     assert packs(vault) == before
     assert names(vault, "condemned/") == []
 

@@ -88,7 +88,7 @@ class World:
         host, compact = self.rng.choice(["h1", "h2"]), self.rng.random() < 0.7
 
         def work(store: Store) -> None:
-            chosen = Settings(compact=compact, pack_size=SMALL, fence_after=timedelta(days=99999))
+            chosen = Settings(empty=True, compact=compact, pack_size=SMALL, fence_after=timedelta(days=99999))
             sweep(self.vault(store, host), now=LATER, settings=chosen)
 
         self.others.append(Actor("sweep", self.store, work))
@@ -224,7 +224,7 @@ def settle(found: World) -> None:
         vault.settle(session.point)
         vault.withdraw(session.session)
     for _ in range(2):
-        report = sweep(vault, now=LATER, settings=Settings(compact=False))
+        report = sweep(vault, now=LATER, settings=Settings(empty=True, compact=False))
     assert report.waiting == []
     assert [name for name in found.store.objects if name.startswith(("condemned/", "verdicts/"))] == []
     packs = found.check()

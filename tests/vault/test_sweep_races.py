@@ -38,7 +38,7 @@ class Hosts:
         return Actor(host, self.store, run)
 
     def sweeper(self, host: str) -> Actor:
-        return self.actor(host, lambda vault: sweep(vault, now=NOW, settings=Settings(compact=False)))
+        return self.actor(host, lambda vault: sweep(vault, now=NOW, settings=Settings(empty=True, compact=False)))
 
     def content(self) -> dict[str, bytes]:
         vault = self.vault(f"fresh-{len(list(self.folder.iterdir()))}")
@@ -167,7 +167,7 @@ def test_a_segment_that_names_a_missing_pack_is_not_believed(hosts: Hosts) -> No
     hosts.store.delete(pack)
     backup(hosts.vault("two"), "p1", {"vda": "A"})
     assert hosts.content() == {"p1": image("A")}
-    assert sweep(vault, now=NOW).removed == 0
+    assert sweep(vault, now=NOW, settings=Settings(empty=True)).removed == 0
     assert vault.index.packs() == hosts.names("packs/")
 
 

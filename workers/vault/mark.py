@@ -45,6 +45,8 @@ class Marks:
 
     points: set[str] = field(default_factory=set)
     """Ids of those that are done, and of aborted markers."""
+    manifests: int = 0
+    """Of `points`, those that are no markers."""
     pages: set[bytes] = field(default_factory=set)
     _live: Prefixes = field(default_factory=lambda: np.empty(0, np.uint64))
     _pending: list[Prefixes] = field(default_factory=list)
@@ -104,6 +106,7 @@ def mark(vault: Vault, marks: Marks, on_point: OnPoint, *, without: Collection[s
                     hint=f"stillframe vault repair; or give the point up: stillframe point delete {point_id}",
                 )
             if found is not None:
+                marks.manifests += 1
                 _walk_point(vault, found, marks, pool)
             marks.points.add(point_id)
     on_point(len(waiting), len(waiting))

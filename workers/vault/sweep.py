@@ -80,6 +80,8 @@ class SweepReport(Value):
     skipped: int = 0
     """Packs that would be compacted but hold a damaged block."""
     waiting: list[Waiting] = []
+    no_points: bool = False
+    """There are packs and not a single point: nothing was condemned, since nobody has said that this is meant."""
 
 
 class Settings(Value):
@@ -87,6 +89,8 @@ class Settings(Value):
     bandwidth: int | None = None
     """Bytes per second that compaction may copy."""
     fence_after: timedelta = FENCE_AFTER
+    empty: bool = False
+    """Also where no point is left at all: otherwise a vault whose `points/` was lost would be swept away."""
     dead_share: float = DEAD_SHARE
     pack_size: int = TARGET
 
@@ -123,6 +127,7 @@ class _Sweep:
         self._found: dict[str, object] = {"dry_run": dry_run}
         self._dry_run = dry_run
         self._waiting: list[Waiting] = []
+        self._live_packs: set[bytes] = set()
         self._would_go: set[str] = set()
         """Of a dry run: points that a real one would remove first."""
 
@@ -209,6 +214,8 @@ class _Sweep:
         earlier = set().union(*read_condemnations(self._vault.store, self._vault.keys).values())
         found = self._look(earlier)
         self._found |= {"packs": len(self._sizes), "bytes": sum(self._sizes.values())}
+        if self._pointless():
+            return
         self._found["live_bytes"] = sum(use.needed for use in found.values())
         needless = {digest for digest, use in found.items() if not use.needed and not use.only}
         if not self._dry_run:
@@ -229,6 +236,13 @@ class _Sweep:
                 condemn(self._vault.store, self._vault.keys, ordered[at : at + MOST_PACKS])
         self._live_packs = {one for one, use in found.items() if use.needed or use.only} & self._sizes.keys() - chosen
         self._found |= {"condemned": len(chosen), "condemned_bytes": sum(map(self._sizes.__getitem__, chosen))}
+
+    def _pointless(self) -> bool:
+        """Whether there is nothing to judge packs by, and nobody has said that this is meant."""
+        if not self._sizes or self._marks.manifests or self._settings.empty:
+            return False
+        self._found["no_points"] = True
+        return True
 
     def _forget_removed(self, absent: Set[bytes]) -> None:
         """Two sweeps that write segments at once may leave names of packs that they removed. A pack that was not there
@@ -297,6 +311,8 @@ class _Sweep:
             return None
         condemned = set().union(*read_condemnations(vault.store, vault.keys).values()) | packs
         found = self._look(condemned)
+        if self._pointless():
+            return None
         dead = frozenset(
             digest for digest in packs if digest not in self._sizes or (digest in found and not found[digest].only)
         )
