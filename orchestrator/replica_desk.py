@@ -153,6 +153,8 @@ class ReplicaDesk:
         self, name: str | None, states: list[MirrorState], on_progress: Callable[[Progress], None] = lambda _: None
     ) -> list[SyncReport]:
         """Make the stores of a vault equal, as `states` say that they are not."""
+        from workers.vault.identity import read_marker
+        from workers.vault.locks import forget_covered
         from workers.vault.mirror_sync import sync_store
         from workers.vault.places import single_stores
 
@@ -162,6 +164,7 @@ class ReplicaDesk:
         for state in states:
             target = others[state.url] or single_stores(wanted)[state.url](create=True)
             reports.append(sync_store(source, target, state.outdated, on_progress))
+        forget_covered(self._config.worker.cache_dir, read_marker(source))
         return reports
 
     def _stores(self, name: str | None) -> tuple[Store, dict[str, Store | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from workers.vault.immutable import set_immutable
 from workers.vault.keys import Opened, opened_slots
 from workers.vault.locks import AHEAD, change, check_request, extend, lengthen, read_chain, read_lock, request
 from workers.vault.rebuild import rebuild_index
+from workers.vault.repair import repair
 from workers.vault.sealing import encode_plain
 from workers.vault.stores import DirectoryStore
 from workers.vault.sweep import sweep
@@ -211,6 +213,20 @@ def test_a_sweep_leaves_what_is_locked_and_renews_its_retention(vault: Vault) ->
     assert verify(vault, Level.FULL).ok
     for pack in needed(vault, point):
         assert retained_until(vault, pack) == report.retention
+
+
+def test_a_pack_that_repair_puts_anew_is_retained_again(vault: Vault, tmp_path: Path) -> None:
+    lengthen(vault, 30, by="ann")
+    backup(vault, "p1", {"vda": "A"})
+    [name] = names(vault, "packs")
+    extend(vault, packs(vault))
+    shutil.copytree(tmp_path / "vault", tmp_path / "replica")
+    path = tmp_path / "vault" / name
+    set_immutable(path, False)
+    path.unlink()
+    assert repair(vault, [open_store(f"file://{tmp_path}/replica")]).findings == []
+    extend(vault, packs(vault))
+    assert retained_until(vault, name) is not None
 
 
 def test_a_sweep_goes_on_where_a_dead_pack_is_retained(vault: Vault, tmp_path: Path) -> None:

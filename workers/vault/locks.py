@@ -18,6 +18,7 @@ import secrets
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -231,6 +232,9 @@ def _create(vault: Vault, before: Lock, days: int, approvers: dict[str, str], by
 # --- retention in the store ----------------------------------------------------------------------------------------
 
 
+_MEMO = "retained-"
+
+
 class Extended(Value):
     """What a renewal of retention has done."""
 
@@ -281,14 +285,21 @@ def extend(vault: Vault, live_packs: Collection[bytes], *, on_progress: Advance 
     return Extended(until=target, objects=count, covered=len(names) + len(manifests) - len(wanted))
 
 
+def forget_covered(cache_dir: Path, vault_id: str) -> None:
+    """Objects were put anew, perhaps without the retention that they had: the next `extend` of this host looks at every
+    one again."""
+    for memo in (cache_dir / vault_id).glob(f"{_MEMO}*"):
+        memo.unlink(missing_ok=True)
+
+
 class _Done:
     """What this host has retained until one date: a file in the cache, which may be lost at any time."""
 
     def __init__(self, vault: Vault, target: datetime) -> None:
         folder = vault.cache_dir
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = folder / f"retained-{target:%Y%m%d}"
-        for older in folder.glob("retained-*"):
+        path = folder / f"{_MEMO}{target:%Y%m%d}"
+        for older in folder.glob(f"{_MEMO}*"):
             if older < path:
                 older.unlink(missing_ok=True)
         self._lock = threading.Lock()

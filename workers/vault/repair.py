@@ -26,6 +26,7 @@ from workers.vault.digests import problem_of, problems
 from workers.vault.findings import Finding, OnProgress, Progress, quiet
 from workers.vault.index import PREFIX as INDEX
 from workers.vault.index import Location
+from workers.vault.locks import forget_covered
 from workers.vault.packs import pack_name
 from workers.vault.rebuild import name_packs, rebuild_index, unnamed_packs
 from workers.vault.sessions import CONDEMNED
@@ -88,6 +89,7 @@ class _Repair:
         if not self._dry_run:
             self._make_segments_again([name for name in wanted if name.startswith(INDEX)])
             self._strike_off()
+            forget_covered(self._vault.cache_dir.parent, self._vault.id)
         self._name_packs()
         report = verify(self._vault, Level.IDS)
         return RepairReport(
