@@ -333,7 +333,8 @@ class Tasks:
     def discard(self, command: m.Discard) -> m.Event:
         hypervisor = self._context.hypervisor(command.hypervisor) if command.hypervisor else None
         discarded = restore.discard(hypervisor, command)
-        return m.Discarded(warnings=[*discarded.warnings, *self._withdraw(command.vault, command.job)])
+        self._withdraw(command.vault, command.job)  # a vault that cannot be opened was the first news already
+        return discarded
 
 
 def _disk_point(command: m.TransferDisk, done: transfer.Transferred) -> DiskPoint:

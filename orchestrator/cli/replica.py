@@ -96,6 +96,8 @@ def sync_mirrors(
             if not dry_run:
                 session.confirm("Go on?")
     if dry_run:
+        if not any(_question(name, state) for state in states):
+            session.out.say(f"{len(states)} mirror{'' if len(states) == 1 else 's'} of vault {name}: none is outdated")
         return OK
     with advancing(session, f"mirrors of {name}") as advance:
         reports = desk.sync_mirrors(name, states, advance)

@@ -133,4 +133,4 @@ def _lines(report: SweepReport) -> list[str]:
         names = ", ".join(f"{one.session} on {one.host or '?'} since {moment(one.started)}" for one in wait.sessions)
         lines.append(f"waiting   {_packs(wait.packs)} of {size(wait.bytes)}, for: {names}")
         lines.append("          sweep again when they have ended")
-    return lines
+    return lines if len(lines) > 1 else [f"{lines[0]}: nothing to give back"]
