@@ -109,7 +109,9 @@ def test_a_machine_is_replaced_by_its_point(place: Place, tiny_guest: GuestFacto
     assert world.strays(place, guest) == []
 
 
-SYSTEM = "/etc /usr/sbin /data"
+SYSTEM = "/etc /usr/sbin /data/vdb"
+MOUNTED = "for i in $(seq 400); do mountpoint -q /data/vdb && exit 0; sleep 0.3; done; exit 1"
+"""The agent answers before systemd has mounted what fstab calls `nofail`."""
 
 
 def test_a_whole_distribution_comes_back(
@@ -118,10 +120,12 @@ def test_a_whole_distribution_comes_back(
     def hashes(domain: libvirt.virDomain) -> set[str]:
         return set(guest_out(domain, f"find {SYSTEM} -xdev -type f | sort | xargs sha256sum", timeout=300).splitlines())
 
+    full_guest.out(MOUNTED)
     full_guest.out("mkdir -p /data/vdb/e2e; head -c 3000000 /dev/urandom > /data/vdb/e2e/one; sync")
     first = place.backed_up(full_guest.name)
     full_guest.out("head -c 2000000 /dev/urandom > /data/vdb/e2e/two; echo changed > /etc/e2e; sync")
     files = hashes(full_guest.domain)
+    assert {"/data/vdb/e2e/one", "/data/vdb/e2e/two"} <= {line.split()[1] for line in files}
     second = place.backed_up(full_guest.name)
     assert (first["consistency"], second["consistency"]) == ("filesystem", "filesystem")
     assert {disk["mode"] for disk in second["disks"]} == {"incremental"}
@@ -129,6 +133,7 @@ def test_a_whole_distribution_comes_back(
     try:
         with restored(libvirt_host, place, f"{full_guest.name}@latest", name, memory / "full", "--start") as domain:
             wait_for_agent(domain, timeout=300)
+            guest_out(domain, MOUNTED, timeout=150)
             assert hashes(domain) ^ files == set()
             guest_out(domain, "for i in $(seq 200); do systemctl -q is-active ssh && exit 0; sleep 0.3; done; exit 1")
         assert world.strays(place, full_guest) == []
