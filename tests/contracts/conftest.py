@@ -21,7 +21,7 @@ import pytest
 from workers.contract.points import Mode
 from workers.contract.seams import BackupRequest, DiskRequest, Export
 from workers.hypervisors import open_hypervisor
-from workers.hypervisors.libvirt_host import LibvirtHypervisor
+from workers.hypervisors.libvirt_host import END_SECONDS, LibvirtHypervisor
 
 MIB = 1 << 20
 URI = "qemu:///system"
@@ -63,7 +63,7 @@ class BlankMachine:
     def kill(self) -> None:
         """The end that a power failure makes: nothing is saved."""
         os.kill(int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text()), signal.SIGKILL)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + END_SECONDS
         while self.domain.isActive():
             assert time.monotonic() < deadline, "libvirt did not notice that QEMU was killed"
             time.sleep(0.02)

@@ -220,7 +220,7 @@ class TestLimits:
         assert seen(installed) == ["pre 50-x", "post 50-x"]
         assert installed.processes("sleep 4000") == []
         wait_for(lambda: not installed.processes("ext quiesce"))
-        assert installed.quiesce("job-2").code == 0
+        assert installed.quiesce("job-2", limit_s=1).code == 0
 
 
 class TestWhoMayHaveWrittenIt:

@@ -46,8 +46,10 @@ def new_place(memory: Path, nursery: Nursery) -> NewPlace:
 
 
 @pytest.fixture
-def place(new_place: NewPlace) -> Place:
-    return new_place()
+def place(new_place: NewPlace) -> Iterator[Place]:
+    place = new_place()
+    yield place
+    place.let_go()
 
 
 @pytest.fixture(scope="module")

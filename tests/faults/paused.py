@@ -20,6 +20,7 @@ import libvirt
 import libvirt_qemu
 
 from tests.guests.machines import MIB, Guest, GuestFactory
+from workers.hypervisors.libvirt_host import END_SECONDS
 
 SIZE = 8 * MIB
 CREATED_PAUSED: int = libvirt.VIR_DOMAIN_START_PAUSED
@@ -88,7 +89,7 @@ class Paused:
     def kill(self) -> None:
         """QEMU dies as after a power cut; returns when libvirt has noticed."""
         os.kill(int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text()), signal.SIGKILL)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + END_SECONDS
         while self.domain.isActive():
             assert time.monotonic() < deadline, "libvirt did not notice"
             time.sleep(0.02)

@@ -125,6 +125,7 @@ class Place:
     scratch: Path = field(init=False)
     vault: Path = field(init=False)
     numbers: itertools.count[int] = field(init=False, default_factory=itertools.count)
+    held: list[Held] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(mode=0o755, exist_ok=True)
@@ -214,6 +215,7 @@ class Place:
                 stderr=err_file,
             )
         held = Held(process, out, err)
+        self.held.append(held)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             found = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -224,6 +226,14 @@ class Place:
             process.kill()
             raise AssertionError(f"{arguments} never came to {step} ({nth}): {held.finish()}")
         return held
+
+    def let_go(self) -> None:
+        """End what a test that failed has left standing: it is no trouble of the next test's."""
+        while self.held:
+            process = self.held.pop().process
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
     def good(self, *arguments: str | Path) -> Ran:
         """Run a command that must succeed."""

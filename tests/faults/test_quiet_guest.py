@@ -43,6 +43,7 @@ def watched(quiet: Quiet) -> Iterator[None]:
     """Whatever a test does, no file system is frozen longer than the watchdog allows."""
     quiet.begin_writing()
     yield
+    quiet.place.let_go()
     assert quiet.end_writing() < WATCHDOG_SECONDS + 5
     quiet.no_apps()
 

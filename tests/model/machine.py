@@ -20,6 +20,7 @@ import libvirt_qemu
 
 from orchestrator.demo.host import remove_machine
 from tests.guests.machines import MACHINE_PREFIX
+from workers.hypervisors.libvirt_host import END_SECONDS
 
 CHUNK = 64 << 10
 _EMPTY = bytes(CHUNK)
@@ -118,7 +119,7 @@ class ModelMachine:
         for target in self.disks:
             self._command(target, "flush")
         os.kill(int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text()), 9)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + END_SECONDS
         while self.domain.isActive():
             assert time.monotonic() < deadline, "libvirt did not notice that QEMU was killed"
             time.sleep(0.01)

@@ -35,7 +35,8 @@ class Server:
     access: S3Access
     data: Path | None = None
     """Where it keeps objects as files, if it does."""
-    made: list[S3Store] = field(default_factory=list)
+    made: list[Any] = field(default_factory=list)
+    """Stores and clients."""
 
     def through(self, port: int) -> Server:
         """The same by way of a proxy."""
@@ -52,7 +53,10 @@ class Server:
         return made
 
     def client(self) -> Any:
-        return make_client(self.access, QUICK)
+        """Closed by `close`."""
+        made = make_client(self.access, QUICK)
+        self.made.append(made)
+        return made
 
     def close(self) -> None:
         while self.made:
@@ -126,7 +130,6 @@ def serving(folder: Path, kind: str, *, tls: tuple[Path, Path] | None = None) ->
         server = Server(port, access, folder / "data" if kind == "localbucket" else None)
         stack.callback(server.close)
         client = server.client()
-        stack.callback(client.close)
         client.create_bucket(Bucket="plain")
         if kind == "moto":
             client.create_bucket(Bucket="locked", ObjectLockEnabledForBucket=True)

@@ -26,6 +26,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from weakref import finalize
 
 from workers.config import S3Access
 from workers.contract.errors import (
@@ -99,9 +100,8 @@ class S3Store:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
-            raise ConfigError(
-                f"vault URL {url!r} is not one of a bucket", hint="write s3://bucket or s3://bucket/folder"
-            )
+            hint = "write s3://bucket or s3://bucket/folder"
+            raise ConfigError(f"vault URL {url!r} is not one of a bucket", hint=hint)
         self._bucket = parts.netloc
         self._prefix = f"{parts.path.strip('/')}/".lstrip("/")
         self._patience = patience
@@ -110,6 +110,7 @@ class S3Store:
         self._part = part
         self._place = url if access.endpoint is None else f"{url} at {access.endpoint}"
         self._client = make_client(access, patience)
+        self._disconnect = finalize(self, self._client.close)  # also of a store that nobody closes
         self._staging = Staging(local_folder())
         self._marker = self._read_marker()
         self._guarded = time.monotonic()
@@ -392,7 +393,7 @@ class S3Store:
     def close(self) -> None:
         """Remove this process's staging folder, and let go of connections."""
         self._staging.close()
-        self._client.close()
+        self._disconnect()
 
 
 def _locked(name: str, until: datetime) -> Locked:
