@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -148,6 +149,29 @@ def test_small_packs_are_joined_once_they_fill_one(vault: Vault) -> None:
     assert content_of(vault) == before
     settled(vault)
     assert sweep(vault, now=NOW, settings=settings).compacted == 0
+
+
+def test_a_pack_that_is_full_of_tiny_blocks_is_not_small(vault: Vault) -> None:
+    """Else each sweep would copy it again: seven of them together have the bytes of a full one."""
+    count, rng = 7 * 16_500, random.Random(1)
+    for start in range(0, count, 16_500):
+        with vault.writer() as writer:
+            for _ in range(start, start + 16_500):
+                writer.put(rng.randbytes(64))
+            writer.finish()
+    with vault.writer() as writer:
+        again = MapWriter(writer, vault.reader(), count * BLOCK, BLOCK, None)
+        rng = random.Random(1)
+        for index in range(count):
+            again.set(index, writer.put(rng.randbytes(64)))
+        root = again.finish()
+        writer.finish()
+    [disk] = backup(vault, "p1", {"vda": "A"}).disks
+    vault.commit(point_of("p2", [disk.model_copy(update={"capacity": count * BLOCK, "root": root.hex()})]))
+    drop(vault, "p1")
+    sizes = [info.size for info in vault.store.list("packs/")]
+    assert sum(2_000_000 < size < 8_500_000 // 4 for size in sizes) == 7
+    assert sweep(vault, now=NOW, settings=Settings(pack_size=8_500_000)).compacted == 0
 
 
 def test_a_block_that_is_stored_twice_is_kept_once(tmp_path: Path) -> None:

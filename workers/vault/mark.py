@@ -165,6 +165,8 @@ def _unseen(pages: Iterator[_Page] | list[_Page], marks: Marks) -> list[_Page]:
 class Use:
     """What of a pack is needed."""
 
+    blocks: int = 0
+    """Of all kinds, needed or not."""
     stored: int = 0
     """Bytes of its sealed blocks."""
     needed: int = 0
@@ -187,14 +189,16 @@ def uses(index: Index, marks: Marks, fit: set[int]) -> dict[int, Use]:
         first = np.zeros(len(packs), dtype=np.bool_)
         first[np.flatnonzero(eligible)[np.unique(group[eligible], return_index=True)[1]]] = True
         orphan = live & ~served[group]
-        for number, all_bytes, needed, only in zip(
+        for number, blocks, all_bytes, needed, only in zip(
             numbers.tolist(),
+            np.bincount(at).tolist(),
             np.bincount(at, stored).tolist(),
             np.bincount(at, stored * first).tolist(),
             np.bincount(at, orphan).tolist(),
             strict=True,
         ):
             use = found.setdefault(number, Use())
+            use.blocks += int(blocks)
             use.stored += int(all_bytes)
             use.needed += int(needed)
             use.only += int(only)

@@ -25,7 +25,7 @@ from workers.vault.condemned import (
 from workers.vault.index import Packs, write_segments
 from workers.vault.locks import extend, read_lock
 from workers.vault.mark import Marks, Use, mark, uses
-from workers.vault.packs import TARGET, pack_name, read_footer
+from workers.vault.packs import MOST_ENTRIES, TARGET, pack_name, read_footer
 from workers.vault.sessions import SessionInfo
 from workers.vault.trash import Removal, finalise, finals, remove_finals, standing
 from workers.vault.vault import Vault
@@ -267,7 +267,9 @@ class _Sweep:
         small = [
             digest
             for digest, use in living.items()
-            if digest not in hollow and self._sizes[digest] < share * self._settings.pack_size
+            if digest not in hollow
+            and self._sizes[digest] < share * self._settings.pack_size
+            and living[digest].blocks < share * MOST_ENTRIES  # full of blocks, small as they are
         ]
         if sum(living[digest].needed for digest in small) < self._settings.pack_size:
             small = []
