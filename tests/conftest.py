@@ -118,6 +118,7 @@ def full_guest(
     guest = make_full_guest(libvirt_host, tiny_guest_image, guest_cache, guest_folder)
     try:
         guest.start()
+        guest.out("systemctl start data-vdb.mount", timeout=300)  # its agent is up before that
         yield guest
     finally:
         remove_machine(guest.domain)
