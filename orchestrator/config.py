@@ -17,7 +17,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from orchestrator.config_file import ConfigFile, GuestSection, PathsSection, Policy, Protect, VaultSection
+from orchestrator.config_file import (
+    ConfigFile,
+    GuestSection,
+    NotifySection,
+    PathsSection,
+    Policy,
+    Protect,
+    UpkeepSection,
+    VaultSection,
+)
 from orchestrator.config_mistakes import Mistake, describe, mistakes, suggest, syntax_error
 from orchestrator.toml_lines import key_lines
 from workers.config import ExtensionConfig, GuestAccess, HypervisorConfig, S3Access, VaultConfig, WorkerConfig
@@ -69,6 +78,8 @@ class Config(Value):
     policies: dict[str, Policy] = {}
     protect: dict[str, Protect] = {}
     extension: ExtensionSettings
+    upkeep: UpkeepSection = UpkeepSection()
+    notify: NotifySection = NotifySection()
 
     def vault_name(self, name: str | None = None) -> str:
         """`name` if it is configured, else the default vault: the only one that is no replica. Raises NotFound or
@@ -98,7 +109,8 @@ class Config(Value):
         return [
             name
             for name, protect in self.protect.items()
-            if _covers(protect.machines, hypervisor, machine) and not _covers(protect.exclude, hypervisor, machine)
+            if _covers(protect.machines or ["*"], hypervisor, machine)
+            and not _covers(protect.exclude, hypervisor, machine)
         ]
 
     def policy_for(self, hypervisor: str, machine: str) -> Policy | None:
@@ -312,6 +324,7 @@ def _vault(section: VaultSection, base: Path) -> VaultConfig:
         bandwidth=section.bandwidth,
         delete_delay_days=section.delete_delay_days,
         soft_delete_days=section.soft_delete_days,
+        max_jobs=section.max_jobs,
     )
 
 
@@ -329,7 +342,11 @@ def _worker(written: ConfigFile, base: Path, extension: ExtensionSettings) -> Wo
     return WorkerConfig(
         vaults={name: _vault(vault, base) for name, vault in written.vaults.items()},
         hypervisors={
-            name: HypervisorConfig(uri=one.uri, max_jobs=one.max_jobs, scratch_dir=_path(one.scratch_dir, base))
+            name: HypervisorConfig(
+                **one.model_dump(exclude={"scratch_dir", "key_file"}),
+                scratch_dir=_path(one.scratch_dir, base),
+                key_file=_path(one.key_file, base),
+            )
             for name, one in written.hypervisors.items()
         },
         extension=trusted if extension.install else None,
@@ -338,6 +355,24 @@ def _worker(written: ConfigFile, base: Path, extension: ExtensionSettings) -> Wo
         runtime_dir=runtime,
         cache_dir=cache,
         **{key: value for key, value in tuning.items() if value is not None},
+    )
+
+
+def _notify(section: NotifySection, base: Path) -> NotifySection:
+    """With absolute paths."""
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str(_path(path, base))
+
+    email, webhooks = section.email, section.webhooks
+    if email is not None:
+        files = {"ca_file": absolute(email.ca_file), "password_file": absolute(email.password_file)}
+        email = email.model_copy(update=files)
+    return NotifySection(
+        email=email,
+        webhooks={
+            name: hook.model_copy(update={"secret_file": absolute(hook.secret_file)}) for name, hook in webhooks.items()
+        },
     )
 
 
@@ -358,4 +393,6 @@ def _resolve(written: ConfigFile, file: Path) -> Config:
         policies=written.policies,
         protect=written.protect,
         extension=extension,
+        upkeep=written.upkeep,
+        notify=_notify(written.notify, base),
     )

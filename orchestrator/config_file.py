@@ -21,6 +21,9 @@ _SIZE = re.compile(r"^\s*(\d+)\s*([A-Za-z]*)\s*$")
 _TIME = r"([01]\d|2[0-3]):[0-5]\d"
 _DAYS = "daily|weekdays|weekends|weekly|monthly|mondays|tuesdays|wednesdays|thursdays|fridays|saturdays|sundays"
 _SCHEDULE = re.compile(rf"^(hourly|({_DAYS}) at {_TIME}|every \d+ (minutes|hours?)( from {_TIME} to {_TIME})?)$")
+_BLACKOUT = re.compile(rf"^(({_DAYS.replace('|weekly|monthly', '')}) )?{_TIME} to {_TIME}$")
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+_DURATION = re.compile(r"^\s*(\d+)\s*(second|minute|hour|day)s?\s*$")
 _CRON_FIELD = re.compile(r"^[0-9A-Za-z*/,#?L-]+$")
 
 MIN_BLOCK = 64 << 10
@@ -79,11 +82,31 @@ def _schedule(words: str) -> str:
     return words
 
 
+def parse_duration(value: object) -> int:
+    """Seconds of `"30 minutes"`, `"4 hours"`, `"1 day"`, or a whole number of seconds. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _DURATION.match(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f'{value!r} is no length of time; write it like "30 minutes" or "4 hours"')
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def _blackout(words: str) -> str:
+    if not _BLACKOUT.match(words):
+        raise ValueError(f'"{words}" is no window; write it like "08:00 to 18:00" or "weekdays 08:00 to 18:00"')
+    return words
+
+
 def _cron(expression: str) -> str:
     fields = expression.split()
     if len(fields) != 5 or not all(_CRON_FIELD.match(field) for field in fields):
         raise ValueError(f'"{expression}" is no cron expression of five fields, like "0 2 * * *"')
     return expression
+
+
+def _upkeep(words: str) -> str:
+    return words if words == "never" else _schedule(words)
 
 
 def _timezone(name: str) -> str:
@@ -122,6 +145,7 @@ def _word(word: str) -> str:
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Size = Annotated[int, BeforeValidator(parse_size)]
+Duration = Annotated[int, BeforeValidator(parse_duration)]
 BlockSize = Annotated[Size, AfterValidator(_block_size)]
 Path_ = Annotated[str, Field(min_length=1)]
 Options = dict[Annotated[str, AfterValidator(_application)], Annotated[str, AfterValidator(_word)]]
@@ -161,6 +185,7 @@ class VaultSection(Value):
     bandwidth: Annotated[Size, Field(ge=1)] | None = None
     delete_delay_days: Days = 7
     soft_delete_days: Days = 14
+    max_jobs: Annotated[StrictInt, Field(ge=1, le=1024)] | None = None
 
     @model_validator(mode="after")
     def _one_key(self) -> VaultSection:
@@ -180,8 +205,14 @@ class VaultSection(Value):
 
 
 class HypervisorSection(Value):
-    uri: Annotated[str, AfterValidator(_scheme("hypervisor", "qemu:///", "qemu+", "qemu://"))]
+    """See `workers.config.HypervisorConfig`."""
+
+    uri: Annotated[str, AfterValidator(_scheme("hypervisor", "qemu:///", "qemu+", "qemu://", "qmp+unix://"))]
     max_jobs: Annotated[StrictInt, Field(ge=1, le=64)] = 2
+    max_transfers: Annotated[StrictInt, Field(ge=1, le=256)] | None = None
+    bandwidth: Annotated[Size, Field(ge=1)] | None = None
+    key_file: Path_ | None = None
+    host_key: Annotated[str, AfterValidator(_host_key)] | None = None
     scratch_dir: Path_ | None = None
 
 
@@ -203,11 +234,20 @@ class Retention(Value):
 
 
 class Policy(Value):
-    """When to back up, what consistency to ask for, how long to keep. Schedules run in a later version."""
+    """When to back up, what consistency to ask for, how long to keep."""
 
     schedule: Annotated[str, AfterValidator(_schedule)] | None = None
     cron: Annotated[str, AfterValidator(_cron)] | None = None
     timezone: Annotated[str, AfterValidator(_timezone)] | None = None
+    spread: Annotated[Duration, Field(le=86400)] = 0
+    """Seconds. Each machine begins at a moment of its own, always the same one, within so long after the moment that
+    is due."""
+    blackout: list[Annotated[str, AfterValidator(_blackout)]] = []
+    """No backup begins in these windows; one that is due in one begins at its end."""
+    priority: Annotated[StrictInt, Field(ge=-4, le=4)] = 0
+    """Of the backups that wait, those with the higher number begin first."""
+    deadline: Annotated[Duration, Field(ge=60)] = 86400
+    """Seconds after which a backup that has not ended is reported as overdue."""
     consistency: Consistency | None = None
     """None: what `[backup]` says."""
     require: StrictBool = False
@@ -224,12 +264,24 @@ class Policy(Value):
 
 
 class Protect(Value):
-    """Which machines a policy is for: globs on names, or on `hypervisor/name`."""
+    """Which machines a policy is for: those that fit `machines`, `tags` and `hypervisors`, each where it is given."""
 
-    machines: Annotated[list[str], Field(min_length=1)]
+    machines: Annotated[list[str], Field(min_length=1)] | None = None
+    """Globs on names, or on `hypervisor/name`."""
+    tags: Annotated[list[str], Field(min_length=1)] | None = None
+    """Globs on tags: words of libvirt's metadata and of `[stillframe: word word]` in a machine's description."""
+    hypervisors: Annotated[list[str], Field(min_length=1)] | None = None
+    """Globs on names of hypervisors."""
     exclude: list[str] = []
+    """Globs on names or on `hypervisor/name`, and on tags as `tag:WORD`: these are left out whatever fits."""
     policy: str
     vault: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_something(self) -> Protect:
+        if self.machines is None and self.tags is None and self.hypervisors is None:
+            raise ValueError('this protects nothing: add machines = ["web-*"], tags = ["gold"] or hypervisors = ["*"]')
+        return self
 
 
 class BackupSection(Value):
@@ -277,6 +329,52 @@ class PathsSection(Value):
     cache: Path_ | None = None
 
 
+class UpkeepSection(Value):
+    """When vaults are looked after, in the words of schedules; `"never"`: only by hand."""
+
+    sweep: Annotated[str, AfterValidator(_upkeep)] = "sundays at 04:00"
+    """Expires what no policy keeps, and gives back the space."""
+    verify: Annotated[str, AfterValidator(_upkeep)] = "daily at 06:00"
+    """Reads a share of the packs."""
+    replicate: Annotated[str, AfterValidator(_upkeep)] = "every 4 hours"
+    """Copies what is missing to the replicas of each vault."""
+    lock: Annotated[str, AfterValidator(_upkeep)] = "daily at 05:00"
+    """Keeps what locked points share retained."""
+    timezone: Annotated[str, AfterValidator(_timezone)] | None = None
+
+
+Severity = Literal["info", "warning", "critical"]
+
+
+class EmailSection(Value):
+    """Alerts by SMTP."""
+
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:-]*$")]
+    port: Annotated[StrictInt, Field(ge=1, le=65535)] = 587
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    ca_file: Path_ | None = None
+    user: str | None = None
+    password_file: Path_ | None = None
+    sender: Annotated[str, Field(pattern=r"^[^@\s<>]+@[^@\s<>]+$")]
+    to: Annotated[list[Annotated[str, Field(pattern=r"^[^@\s<>]+@[^@\s<>]+$")]], Field(min_length=1)]
+    severity: Severity = "warning"
+    """This and what is worse is sent."""
+
+
+class WebhookSection(Value):
+    """Alerts by HTTP POST, as JSON."""
+
+    url: Annotated[str, AfterValidator(_scheme("webhook", "https://", "http://"))]
+    secret_file: Path_ | None = None
+    """Its content is sent as `Authorization: Bearer …`."""
+    severity: Severity = "warning"
+
+
+class NotifySection(Value):
+    email: EmailSection | None = None
+    webhooks: dict[Name, WebhookSection] = {}
+
+
 class ConfigFile(Value):
     """The whole file."""
 
@@ -290,4 +388,6 @@ class ConfigFile(Value):
     extension: ExtensionSection = ExtensionSection()
     guests: dict[Annotated[str, Field(min_length=1, max_length=255)], GuestSection] = {}
     """By glob on the machine's name, or on `hypervisor/name`; the first that fits counts."""
+    upkeep: UpkeepSection = UpkeepSection()
+    notify: NotifySection = NotifySection()
     paths: PathsSection = PathsSection()

@@ -46,12 +46,23 @@ class VaultConfig(Value):
     """Of a replica: for how long it keeps what the original no longer has."""
     soft_delete_days: int = 14
     """For how long a deletion of a point can be taken back."""
+    max_jobs: int | None = None
+    """Jobs that may write to it, or read from it, at once; None: no limit."""
 
 
 class HypervisorConfig(Value):
     uri: str
-    """A libvirt URI: `qemu:///system`, `qemu+ssh://…`."""
+    """A libvirt URI: `qemu:///system`, `qemu+ssh://…`; or `qmp+unix:///run/vm.sock`, a QEMU without libvirt."""
     max_jobs: int = 2
+    """Jobs that may be under way at once."""
+    max_transfers: int | None = None
+    """Disks that one worker transfers at once from and to it; None: as many as its jobs have."""
+    bandwidth: int | None = None
+    """Bytes per second that one worker reads from and writes to it."""
+    key_file: Path | None = None
+    """Private SSH key for `qemu+ssh://`; None: what the user's own ssh would take."""
+    host_key: str | None = None
+    """`ssh-ed25519 AAAA…` of that host; None: it must be known to the user's ssh, or pinned by `hypervisor add`."""
     scratch_dir: Path | None = None
     """Where this hypervisor keeps the scratch of running backups; default: `WorkerConfig.scratch_dir`."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, or_, update
 from sqlalchemy.exc import IntegrityError
@@ -15,6 +17,22 @@ from orchestrator.jobs.docs import JOB
 from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.states import TERMINAL
 from workers.contract.errors import Busy, NotFound, UsageError
+
+RESTORE, BACKUP, UPKEEP = 0, 10, 20
+"""Usual priorities: of the jobs that wait, the lowest begins first. A policy moves its backups by four at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """With what a job joins the queue."""
+
+    priority: int = BACKUP
+    section: str = ""
+    """The `[protect.*]` section or kind of upkeep whose schedule it follows; empty: somebody asked for it."""
+    due: datetime | None = None
+    """The moment of the schedule that it stands for."""
+    deadline: datetime | None = None
+    asked_by: str = ""
 
 
 class Stale(Exception):
@@ -29,6 +47,7 @@ def add_job(
     machine: tuple[str, str],
     lock: str,
     uses_point: str = "",
+    ticket: Ticket = Ticket(),
 ) -> None:
     """Store a new, queued job of `machine` (UUID, name). Raises Busy if an active job has the same lock."""
     moment = now()
@@ -48,6 +67,11 @@ def add_job(
         owner_started=owner.started,
         created=moment,
         updated=moment,
+        priority=ticket.priority,
+        section=ticket.section,
+        due=ticket.due,
+        deadline=ticket.deadline,
+        asked_by=ticket.asked_by,
         doc=JOB.dump_json(job).decode(),
     )
     # Looked up first for a message that names the other job; the unique index decides.

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from sqlalchemy import BigInteger, DateTime, Dialect, Index, Text, TypeDecorator
 from sqlmodel import Field, SQLModel
 
-HEAD = "0003"
+HEAD = "0004"
 """Newest migration; a test holds it against the migrations themselves."""
 
 
@@ -46,6 +46,12 @@ class MachineRow(SQLModel, table=True):
     seen: datetime = Field(sa_type=UtcDateTime)
     extension: str = Field(default="", sa_type=Text)
     """An `ExtensionState` as the last job found it; empty: no job has looked yet."""
+    tags: str = Field(default="", sa_type=Text)
+    """Tags from its libvirt metadata and description, one per line, as the last discovery found them."""
+    power: str = Field(default="", sa_type=Text)
+    """A `Power`, as the last discovery found it; empty: nobody looked."""
+    gone: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """Since when no hypervisor has it; None: it is there."""
 
 
 class JobRow(SQLModel, table=True):
@@ -74,6 +80,19 @@ class JobRow(SQLModel, table=True):
     owner_started: int = Field(sa_type=BigInteger)
     created: datetime = Field(sa_type=UtcDateTime, index=True)
     updated: datetime = Field(sa_type=UtcDateTime)
+    priority: int = 10
+    """Of those that are queued the lowest is begun first: `catalog.queue.RESTORE`, `BACKUP`, `UPKEEP`, give or take a
+    policy's own."""
+    section: str = Field(default="", sa_type=Text)
+    """The `[protect.*]` section, or kind of upkeep, by whose schedule it was made; empty: somebody asked for it."""
+    due: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """The moment of the schedule that it stands for."""
+    deadline: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """Not ended by then, it is reported as overdue."""
+    heard: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """Last sign of life of whoever performs its commands."""
+    asked_by: str = Field(default="", sa_type=Text)
+    """Who started it, for the audit."""
     doc: str = Field(sa_type=Text)
 
 
@@ -134,3 +153,81 @@ class CheckRow(SQLModel, table=True):
     read_bytes: int = Field(sa_type=BigInteger)
     seconds: float
     findings: int
+
+
+class DutyRow(SQLModel, table=True):
+    """Up to which moment of a schedule everything is decided: a moment is handled once, whoever was down meanwhile."""
+
+    __tablename__: ClassVar[str] = "duty"
+
+    subject: str = Field(primary_key=True)
+    """`machine:<uuid>` or `vault:<name>`."""
+    section: str = Field(primary_key=True)
+    """As `JobRow.section`."""
+    handled: datetime = Field(sa_type=UtcDateTime)
+    outcome: str = Field(default="", sa_type=Text)
+    """What was decided then, in words: `job 1a2b…`, `left out: …`."""
+
+
+class LeaseRow(SQLModel, table=True):
+    """What only one controller at a time does."""
+
+    __tablename__: ClassVar[str] = "lease"
+
+    name: str = Field(primary_key=True)
+    holder: str
+    until: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """Free after that."""
+
+
+class WorkerRow(SQLModel, table=True):
+    """A worker that was heard of."""
+
+    __tablename__: ClassVar[str] = "worker"
+
+    name: str = Field(primary_key=True)
+    host: str
+    pid: int
+    hypervisors: str = Field(default="", sa_type=Text)
+    """Names, joined by blanks."""
+    seen: datetime = Field(sa_type=UtcDateTime)
+    doc: str = Field(default="", sa_type=Text)
+    """Its last `Beat`."""
+
+
+class AlertRow(SQLModel, table=True):
+    """Something that somebody should know: one standing row per key, counted while it lasts."""
+
+    __tablename__: ClassVar[str] = "alert"
+    # Its partial unique index (one standing alert per key) is made by the migration alone, as those of jobs.
+
+    id: int | None = Field(default=None, primary_key=True)
+    key: str
+    """What makes two of them the same: `backup-failed machine:<uuid>`."""
+    severity: str
+    """`info`, `warning`, `critical`."""
+    subject: str
+    """The machine, vault, hypervisor or worker, for people."""
+    text: str = Field(default="", sa_type=Text)
+    hint: str = Field(default="", sa_type=Text)
+    first: datetime = Field(sa_type=UtcDateTime)
+    last: datetime = Field(sa_type=UtcDateTime)
+    count: int = 1
+    resolved: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    told: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """When it was sent out; None: not yet."""
+
+
+class AuditRow(SQLModel, table=True):
+    """Who did what. Append-only: triggers refuse update and delete."""
+
+    __tablename__: ClassVar[str] = "audit"
+
+    id: int | None = Field(default=None, primary_key=True)
+    time: datetime = Field(sa_type=UtcDateTime, index=True)
+    actor: str
+    """`user@host`, or `schedule`."""
+    action: str
+    """`backup.run`, `point.delete` …"""
+    subject: str
+    detail: str = Field(default="", sa_type=Text)

@@ -63,7 +63,7 @@ def show_policy(session: Session, policy: PolicyName) -> None:
     for section in _used_by(config, policy):
         protect = config.protect[section]
         but = f", but not {', '.join(protect.exclude)}" if protect.exclude else ""
-        out.say(f"protect      {section}: {', '.join(protect.machines)}{but}")
+        out.say(f"protect      {section}: {', '.join(protect.machines or ['*'])}{but}")
 
 
 @command(app, "simulate")

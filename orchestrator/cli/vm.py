@@ -96,7 +96,7 @@ def unprotect(session: Session, vm: Vm, dry_run: DryRun = False) -> None:
     config = session.config
     sections = config.protections(machine.hypervisor, machine.name)
     for name in sections:
-        machines = config.protect[name].machines
+        machines = config.protect[name].machines or []
         session.out.record("protected_by", {"machine": machine.name, "section": name, "machines": machines})
         session.out.say(f"{config.path}: [protect.{name}] still covers {machine.name}: {_mend(machine.name, machines)}")
     if not sections:

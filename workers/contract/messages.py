@@ -384,6 +384,37 @@ Event = Annotated[
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
+# --- signs of life ---------------------------------------------------------------------------------------------
+
+
+class Running(Value):
+    """A command that a worker performs now."""
+
+    job: str
+    kind: str
+    target: str | None = None
+
+
+class Beat(Value):
+    """A worker's sign of life, every `BEAT_SECONDS`, to the task `stillframe.beat` on the queue `control`. What it
+    performs is listed: a job that is under way and that no worker mentions any more has lost its command."""
+
+    worker: str
+    host: str
+    pid: int
+    started: str
+    """ISO 8601, UTC: tells a worker that was started again from the one before."""
+    hypervisors: list[str]
+    running: list[Running]
+    free: int
+    """Threads that wait for work: with none, a command may wait in the queue and is not lost."""
+
+
+BEAT_SECONDS = 10.0
+SILENT_SECONDS = 60.0
+"""A worker that was not heard of for so long is gone, and so is what it performed."""
+
+
 # --- progress --------------------------------------------------------------------------------------------------
 
 

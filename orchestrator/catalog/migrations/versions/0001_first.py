@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from orchestrator.catalog.migrations.append_only import append_only
+
 revision = "0001"
 down_revision = None
 
@@ -29,7 +31,7 @@ def upgrade() -> None:
         sa.Column("effective", sa.Boolean(), nullable=False),
     )
     op.create_index("ix_job_event_job", "job_event", ["job"])
-    _append_only("job_event")
+    append_only("job_event")
     op.create_table(
         "point",
         sa.Column("id", sa.String(), primary_key=True),
@@ -77,21 +79,3 @@ def _job() -> None:
     op.create_index("ix_job_machine_uuid", "job", ["machine_uuid"])
     op.create_index("ix_job_uses_point", "job", ["uses_point"])
     op.create_index("ix_job_created", "job", ["created"])
-
-
-def _append_only(table: str) -> None:
-    if op.get_bind().dialect.name == "sqlite":
-        for act in ("UPDATE", "DELETE"):
-            op.execute(
-                f"CREATE TRIGGER {table}_no_{act.lower()} BEFORE {act} ON {table} "
-                f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-            )
-        return
-    op.execute(
-        f"CREATE FUNCTION {table}_append_only() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN RAISE EXCEPTION '{table} is append-only'; END $$"
-    )
-    op.execute(
-        f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table} "
-        f"FOR EACH ROW EXECUTE FUNCTION {table}_append_only()"
-    )

@@ -1,0 +1,91 @@
+"""What a controller needs: workers and leases, what is due, alerts, the audit log; more of machines and jobs."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from orchestrator.catalog.migrations.append_only import append_only
+
+revision = "0004"
+down_revision = "0003"
+
+_UTC = sa.DateTime(timezone=True)
+
+
+def _text(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text(), nullable=False, server_default="")
+
+
+def _word(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.String(), nullable=False)
+
+
+def upgrade() -> None:
+    for name in ("tags", "power"):
+        op.add_column("machine", _text(name))
+    op.add_column("machine", sa.Column("gone", _UTC, nullable=True))
+    for column in (
+        sa.Column("priority", sa.Integer(), nullable=False, server_default="10"),
+        _text("section"),
+        sa.Column("due", _UTC, nullable=True),
+        sa.Column("deadline", _UTC, nullable=True),
+        sa.Column("heard", _UTC, nullable=True),
+        _text("asked_by"),
+    ):
+        op.add_column("job", column)
+    op.create_table(
+        "duty",
+        sa.Column("subject", sa.String(), primary_key=True),
+        sa.Column("section", sa.String(), primary_key=True),
+        sa.Column("handled", _UTC, nullable=False),
+        _text("outcome"),
+    )
+    op.create_table(
+        "lease", sa.Column("name", sa.String(), primary_key=True), _word("holder"), sa.Column("until", _UTC)
+    )
+    op.create_table(
+        "worker",
+        sa.Column("name", sa.String(), primary_key=True),
+        _word("host"),
+        sa.Column("pid", sa.Integer(), nullable=False),
+        _text("hypervisors"),
+        sa.Column("seen", _UTC, nullable=False),
+        _text("doc"),
+    )
+    _alert()
+    op.create_table(
+        "audit",
+        sa.Column("id", sa.Integer(), primary_key=True),
+        sa.Column("time", _UTC, nullable=False),
+        _word("actor"),
+        _word("action"),
+        _word("subject"),
+        _text("detail"),
+    )
+    op.create_index("ix_audit_time", "audit", ["time"])
+    append_only("audit")
+
+
+def _alert() -> None:
+    op.create_table(
+        "alert",
+        sa.Column("id", sa.Integer(), primary_key=True),
+        _word("key"),
+        _word("severity"),
+        _word("subject"),
+        _text("text"),
+        _text("hint"),
+        sa.Column("first", _UTC, nullable=False),
+        sa.Column("last", _UTC, nullable=False),
+        sa.Column("count", sa.Integer(), nullable=False),
+        sa.Column("resolved", _UTC, nullable=True),
+        sa.Column("told", _UTC, nullable=True),
+    )
+    standing = sa.text("resolved IS NULL")
+    op.create_index(
+        "alert_one_standing_per_key",
+        "alert",
+        ["key"],
+        unique=True,
+        sqlite_where=standing,
+        postgresql_where=standing,
+    )
