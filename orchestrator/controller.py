@@ -15,9 +15,9 @@ from sqlalchemy.exc import OperationalError
 from orchestrator.catalog.jobs import Stale, append_event, load_job, store_job
 from orchestrator.catalog.points import put_extension, put_point, see_machine
 from orchestrator.catalog.store import Catalog
+from orchestrator.job_alarms import tell
 from orchestrator.jobs import docs
 from orchestrator.jobs.backup_job import BackupJob
-from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.words import describe
 from workers.app import ADVANCE, CONTROL, RESCUE, host_queue
 from workers.contract.messages import EVENT, Command, Event
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from sqlmodel import Session
 
-Job = BackupJob | RestoreJob
+Job = docs.AnyJob
 Send = Callable[[Command, str], None]
 """Send a command to a queue."""
 
@@ -102,6 +102,7 @@ class Controller:
             if after != before:
                 store_job(session, after, row.version)
                 _register(session, before, after)
+                tell(session, row, before, after)
         return before, after, commands
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
 from orchestrator.controller import Controller, Job, register
-from orchestrator.jobs.backup_job import BackupJob
+from orchestrator.jobs import docs
 from orchestrator.jobs.states import TERMINAL
 from workers import app as celery
 from workers.context import Context
@@ -86,8 +86,7 @@ class Engine:
         """What the transfers of a running job last reported."""
         if job.state != "transferring":
             return []
-        targets = [p.target for p in job.plans] if isinstance(job, BackupJob) else list(job.files)
-        found = (celery.read_progress(self.app, job.id, target) for target in targets)
+        found = (celery.read_progress(self.app, job.id, target) for target in docs.targets_of(job))
         return [progress for progress in found if progress]
 
     def wait_for_change(self, seen: int, timeout: float) -> int:
@@ -108,8 +107,7 @@ class Engine:
 
     def _changed(self, job: Job) -> None:
         if job.state in TERMINAL:
-            targets = [p.target for p in job.plans] if isinstance(job, BackupJob) else list(job.files)
-            celery.forget(self.app, job.id, targets)
+            celery.forget(self.app, job.id, docs.targets_of(job))
         with self._news:
             self._changes += 1
             self._news.notify_all()

@@ -8,8 +8,6 @@ is not (invariants 1 and 2: its checkpoint goes when nothing can refer to it any
 
 from __future__ import annotations
 
-import getpass
-import socket
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING
 from sqlmodel import Session
 
 from orchestrator import find
+from orchestrator.actor import whoami
 from orchestrator.catalog.jobs import jobs_using
 from orchestrator.catalog.points import (
     document,
@@ -285,12 +284,3 @@ class Trash:
             elif row.deleted_until is not None:
                 mark_deleted(session, row.id, None)
             mark_pinned(session, row.id, self.pinned.get(row.id))
-
-
-def whoami() -> str:
-    """For people who read later who did it: `anna@host`."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):
-        name = "somebody"
-    return f"{name}@{socket.gethostname()}"

@@ -72,6 +72,7 @@ class _Asked(TypedDict):
     """What a backup asks of its guest."""
 
     goal: Consistency
+    goal_asked: bool
     require: bool
     options: dict[str, str]
 
@@ -232,6 +233,7 @@ class Service:
         policy = self._config.policy_for(machine.hypervisor, machine.name) or Policy()
         return {
             "goal": goal or policy.consistency or self._config.consistency,
+            "goal_asked": bool(goal or policy.consistency or self._config.consistency_explicit),
             "require": policy.require if require is None else require,
             "options": {**self._config.extension.options, **policy.options},
         }

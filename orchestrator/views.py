@@ -10,8 +10,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.jobs.backup_job import BackupJob
+from orchestrator.jobs.docs import AnyJob
 from orchestrator.jobs.restore import RestoreJob
 from orchestrator.jobs.states import JobState
+from orchestrator.jobs.upkeep import UpkeepJob
 from workers.contract.errors import ErrorInfo
 from workers.contract.guests import ExtensionState, GuestReport
 from workers.contract.machines import MachineSummary, Power, Value
@@ -132,7 +134,7 @@ class JobView(Value):
     point: str | None
     """The point that a backup has made, or that a restore reads."""
     result: dict[str, Any]
-    """Of a restore: files, uuid, name, started, replaced."""
+    """Of a restore: files, uuid, name, started, replaced; of upkeep: what, and lines for people."""
     progress: list[Progress]
     disks: list[dict[str, str]]
     """target, mode, reason of each disk of a backup; targets of a restore."""
@@ -239,9 +241,8 @@ def _point_disk(disk: DiskPoint) -> PointDiskView:
     return PointDiskView(target=disk.target, capacity=disk.capacity, mode=disk.mode, reason=disk.reason, **figures)
 
 
-def job_view(row: JobRow, job: BackupJob | RestoreJob, events: Sequence[EventRow]) -> JobView:
+def job_view(row: JobRow, job: AnyJob, events: Sequence[EventRow]) -> JobView:
     """Without progress, which lies elsewhere."""
-    backup = isinstance(job, BackupJob)
     return JobView(
         id=job.id,
         kind=job.kind,
@@ -253,7 +254,7 @@ def job_view(row: JobRow, job: BackupJob | RestoreJob, events: Sequence[EventRow
         error=job.error,
         warnings=job.warnings,
         point=_point_of(job),
-        result={} if backup else _restored(job),
+        result=_result(job),
         progress=[],
         disks=_disks(job),
         extension=job.extension if isinstance(job, BackupJob) else None,
@@ -264,22 +265,32 @@ def job_view(row: JobRow, job: BackupJob | RestoreJob, events: Sequence[EventRow
     )
 
 
-def _point_of(job: BackupJob | RestoreJob) -> str | None:
-    if isinstance(job, BackupJob):
-        return job.committed.id if job.committed else None
-    return job.point
+def _point_of(job: AnyJob) -> str | None:
+    match job:
+        case BackupJob():
+            return job.committed.id if job.committed else None
+        case RestoreJob():
+            return job.point
+        case UpkeepJob():
+            return None
 
 
-def _restored(job: BackupJob | RestoreJob) -> dict[str, Any]:
-    if isinstance(job, BackupJob):
-        return {}
-    result: dict[str, Any] = {"files": job.files}
-    if job.defined:
-        result |= job.defined.model_dump(mode="json", exclude={"kind"})
-    return result
+def _result(job: AnyJob) -> dict[str, Any]:
+    match job:
+        case BackupJob():
+            return {}
+        case RestoreJob():
+            defined = job.defined.model_dump(mode="json", exclude={"kind"}) if job.defined else {}
+            return {"files": job.files, **defined}
+        case UpkeepJob():
+            return {"what": job.what, "lines": job.lines}
 
 
-def _disks(job: BackupJob | RestoreJob) -> list[dict[str, str]]:
-    if isinstance(job, BackupJob):
-        return [{"target": p.target, "mode": p.mode.value, "reason": p.reason} for p in job.plans]
-    return [{"target": target} for target in job.files]
+def _disks(job: AnyJob) -> list[dict[str, str]]:
+    match job:
+        case BackupJob():
+            return [{"target": p.target, "mode": p.mode.value, "reason": p.reason} for p in job.plans]
+        case RestoreJob():
+            return [{"target": target} for target in job.files]
+        case UpkeepJob():
+            return []

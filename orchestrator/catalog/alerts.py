@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from enum import StrEnum
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
+from orchestrator.alarms import Raise, Resolve, Severity, Verdict
 from orchestrator.catalog.schema import AlertRow, now
 
-
-class Severity(StrEnum):
-    INFO = "info"
-    WARNING = "warning"
-    CRITICAL = "critical"
+__all__ = ["Raise", "Resolve", "Severity", "Verdict"]
 
 
-def raise_alert(session: Session, key: str, severity: Severity, subject: str, text: str, hint: str = "") -> None:
+def apply(session: Session, verdicts: Iterable[Verdict]) -> None:
+    """Raise and resolve as it was decided."""
+    for verdict in verdicts:
+        if isinstance(verdict, Resolve):
+            resolve_alert(session, verdict.key, verdict.ending)
+        else:
+            raise_alert(
+                session,
+                verdict.key,
+                verdict.severity,
+                verdict.subject,
+                verdict.text,
+                verdict.hint,
+                event=verdict.event,
+            )
+
+
+def raise_alert(
+    session: Session, key: str, severity: Severity, subject: str, text: str, hint: str = "", *, event: bool = True
+) -> None:
     """Tell of something. `key` says what makes two alerts the same (`backup-failed machine:<uuid>`): while one with
-    that key stands it is counted and its text brought up to date, and it is told again only if it has become worse."""
+    that key stands its text is brought up to date, and it is told again only if it has become worse. `event`: it
+    happened once more, and is counted; False: a state that lasts, which is not."""
     moment = now()
     row = standing(session, key)
     if row is None:
@@ -29,17 +45,20 @@ def raise_alert(session: Session, key: str, severity: Severity, subject: str, te
             )
         )
     else:
-        order = list(Severity)
-        if order.index(severity) > order.index(Severity(row.severity)):
-            row.told = None
-        row.sqlmodel_update({"severity": severity, "text": text, "hint": hint, "last": moment, "count": row.count + 1})
+        if severity.rank > Severity(row.severity).rank:
+            row.told, row.acknowledged = None, ""
+        count = row.count + (1 if event else 0)
+        row.sqlmodel_update(
+            {"severity": severity, "subject": subject, "text": text, "hint": hint, "last": moment, "count": count}
+        )
     session.flush()
 
 
-def resolve_alert(session: Session, key: str) -> bool:
-    """What it told of has passed. False: no such alert stands."""
+def resolve_alert(session: Session, key: str, ending: str = "") -> bool:
+    """What it told of has passed, by `ending`. False: no such alert stands."""
     statement = update(AlertRow).where(col(AlertRow.key) == key, col(AlertRow.resolved).is_(None))
-    return session.connection().execute(statement.values(resolved=now(), told=None)).rowcount > 0
+    values = {"resolved": now(), "told": None, "ending": ending}
+    return session.connection().execute(statement.values(**values)).rowcount > 0
 
 
 def standing(session: Session, key: str) -> AlertRow | None:
@@ -49,3 +68,14 @@ def standing(session: Session, key: str) -> AlertRow | None:
 def standing_alerts(session: Session) -> Sequence[AlertRow]:
     """Oldest first."""
     return session.exec(select(AlertRow).where(col(AlertRow.resolved).is_(None)).order_by(col(AlertRow.first))).all()
+
+
+def recent_alerts(session: Session, limit: int) -> Sequence[AlertRow]:
+    """Those that stand and those that stood, newest first."""
+    newest_first = select(AlertRow).order_by(col(AlertRow.last).desc(), col(AlertRow.id).desc())
+    return session.exec(newest_first.limit(limit)).all()
+
+
+def untold(session: Session) -> Sequence[AlertRow]:
+    """Alerts of which somebody may have to be told; oldest first."""
+    return session.exec(select(AlertRow).where(col(AlertRow.told).is_(None)).order_by(col(AlertRow.id))).all()

@@ -10,11 +10,11 @@ from sqlalchemy import ColumnElement, or_, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
+from orchestrator.actor import SCHEDULE, whoami
+from orchestrator.catalog.audit import record
 from orchestrator.catalog.owner import Owner
 from orchestrator.catalog.schema import EventRow, JobRow, now
-from orchestrator.jobs.backup_job import BackupJob
-from orchestrator.jobs.docs import JOB
-from orchestrator.jobs.restore import RestoreJob
+from orchestrator.jobs.docs import JOB, AnyJob, hypervisor_of
 from orchestrator.jobs.states import TERMINAL
 from workers.contract.errors import Busy, NotFound, UsageError
 
@@ -33,6 +33,7 @@ class Ticket:
     """The moment of the schedule that it stands for."""
     deadline: datetime | None = None
     asked_by: str = ""
+    """Empty: the schedule, or whoever runs this process."""
 
 
 class Stale(Exception):
@@ -41,7 +42,7 @@ class Stale(Exception):
 
 def add_job(
     session: Session,
-    job: BackupJob | RestoreJob,
+    job: AnyJob,
     owner: Owner,
     *,
     machine: tuple[str, str],
@@ -51,12 +52,13 @@ def add_job(
 ) -> None:
     """Store a new, queued job of `machine` (UUID, name). Raises Busy if an active job has the same lock."""
     moment = now()
+    actor = ticket.asked_by or (SCHEDULE if ticket.section else whoami())
     row = JobRow(
         id=job.id,
         kind=job.kind,
         machine_uuid=machine[0],
         machine_name=machine[1],
-        hypervisor=(job.machine.hypervisor if isinstance(job, BackupJob) else job.hypervisor) or "",
+        hypervisor=hypervisor_of(job) or "",
         vault=job.vault,
         uses_point=uses_point,
         lock=lock,
@@ -71,7 +73,7 @@ def add_job(
         section=ticket.section,
         due=ticket.due,
         deadline=ticket.deadline,
-        asked_by=ticket.asked_by,
+        asked_by=actor,
         doc=JOB.dump_json(job).decode(),
     )
     # Looked up first for a message that names the other job; the unique index decides.
@@ -81,6 +83,7 @@ def add_job(
         session.flush()
     except IntegrityError:
         raise Busy(f"another job works on {machine[1]}", hint="stillframe job list") from None
+    record(session, actor, f"{job.kind}.run", machine[1], f"job {job.id}")
 
 
 def refuse_locked(session: Session, lock: str) -> None:
@@ -93,7 +96,7 @@ def refuse_locked(session: Session, lock: str) -> None:
         )
 
 
-def load_job(session: Session, job_id: str) -> tuple[JobRow, BackupJob | RestoreJob]:
+def load_job(session: Session, job_id: str) -> tuple[JobRow, AnyJob]:
     """Raises NotFound."""
     row = session.get(JobRow, job_id)
     if row is None:
@@ -101,7 +104,7 @@ def load_job(session: Session, job_id: str) -> tuple[JobRow, BackupJob | Restore
     return row, JOB.validate_json(row.doc)
 
 
-def store_job(session: Session, job: BackupJob | RestoreJob, version: int) -> None:
+def store_job(session: Session, job: AnyJob, version: int) -> None:
     """Store a transition of the job that was read at `version`. Raises Stale if it has moved since, Busy if a job
     that became active again (a release tried again) meets another on the same lock."""
     statement = (

@@ -215,7 +215,40 @@ class AlertRow(SQLModel, table=True):
     count: int = 1
     resolved: datetime | None = Field(default=None, sa_type=UtcDateTime)
     told: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    """When it was sent out; None: not yet."""
+    """When everybody who is to know had been told of it as it is now; None: not yet."""
+    ending: str = Field(default="", sa_type=Text)
+    """Resolved by what, in words."""
+    acknowledged: str = Field(default="", sa_type=Text)
+    """Who has seen it and will see to it; empty: nobody. Forgotten when it becomes worse."""
+
+
+class DeliveryRow(SQLModel, table=True):
+    """What a target of notifications was last told of an alert."""
+
+    __tablename__: ClassVar[str] = "delivery"
+
+    target: str = Field(primary_key=True)
+    """`email`, or `webhook:<name>`."""
+    alert: int = Field(primary_key=True, foreign_key="alert.id")
+    said: str
+    """A severity, or `resolved`."""
+    time: datetime = Field(sa_type=UtcDateTime)
+
+
+class VaultLookRow(SQLModel, table=True):
+    """How a vault was found, now and then: how fast it fills is the difference of two looks."""
+
+    __tablename__: ClassVar[str] = "vault_look"
+
+    id: int | None = Field(default=None, primary_key=True)
+    vault: str = Field(index=True)
+    time: datetime = Field(sa_type=UtcDateTime)
+    used_bytes: int | None = Field(default=None, sa_type=BigInteger)
+    """Of its packs; None: it could not be looked into."""
+    free_bytes: int | None = Field(default=None, sa_type=BigInteger)
+    """None: its place does not say."""
+    problem: str = Field(default="", sa_type=Text)
+    """Why it cannot be used; empty: it can."""
 
 
 class AuditRow(SQLModel, table=True):

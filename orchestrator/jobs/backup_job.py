@@ -24,6 +24,8 @@ class BackupJob(Value):
     point: str
     """Id that the point will have; 32 hex digits."""
     goal: Consistency = Consistency.APPLICATION
+    goal_asked: bool = False
+    """Somebody asked for that goal in so many words, here or in the configuration: less is worth an alert."""
     require: bool = False
     """Fail rather than fall back below the goal."""
     options: dict[str, str] = {}

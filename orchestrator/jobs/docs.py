@@ -6,29 +6,65 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from orchestrator.jobs import backup, restore
+from orchestrator.jobs import backup, restore, upkeep
 from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.restore import RestoreJob
+from orchestrator.jobs.upkeep import UpkeepJob
 from workers.contract.messages import Command, Event
 
-Job = Annotated[BackupJob | RestoreJob, Field(discriminator="kind")]
-JOB: TypeAdapter[BackupJob | RestoreJob] = TypeAdapter(Job)
+AnyJob = BackupJob | RestoreJob | UpkeepJob
+JOB: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="kind")])
 
-Step = tuple[BackupJob | RestoreJob, list[Command]]
-
-
-def start(job: BackupJob | RestoreJob) -> Step:
-    return backup.start(job) if isinstance(job, BackupJob) else restore.start(job)
+Step = tuple[AnyJob, list[Command]]
 
 
-def advance(job: BackupJob | RestoreJob, event: Event) -> Step:
-    return backup.advance(job, event) if isinstance(job, BackupJob) else restore.advance(job, event)
+def start(job: AnyJob) -> Step:
+    match job:
+        case BackupJob():
+            return backup.start(job)
+        case RestoreJob():
+            return restore.start(job)
+        case UpkeepJob():
+            return upkeep.start(job)
 
 
-def retry_release(job: BackupJob | RestoreJob) -> Step:
-    return backup.retry_release(job) if isinstance(job, BackupJob) else restore.retry_release(job)
+def advance(job: AnyJob, event: Event) -> Step:
+    match job:
+        case BackupJob():
+            return backup.advance(job, event)
+        case RestoreJob():
+            return restore.advance(job, event)
+        case UpkeepJob():
+            return upkeep.advance(job, event)
 
 
-def hypervisor_of(job: BackupJob | RestoreJob) -> str | None:
+def retry_release(job: AnyJob) -> Step:
+    match job:
+        case BackupJob():
+            return backup.retry_release(job)
+        case RestoreJob():
+            return restore.retry_release(job)
+        case UpkeepJob():
+            return upkeep.retry_release(job)
+
+
+def hypervisor_of(job: AnyJob) -> str | None:
     """Where the job's commands must run; None: anywhere that sees the vault."""
-    return job.machine.hypervisor if isinstance(job, BackupJob) else job.hypervisor
+    match job:
+        case BackupJob():
+            return job.machine.hypervisor
+        case RestoreJob():
+            return job.hypervisor
+        case UpkeepJob():
+            return None
+
+
+def targets_of(job: AnyJob) -> list[str]:
+    """The disks that report progress."""
+    match job:
+        case BackupJob():
+            return [plan.target for plan in job.plans]
+        case RestoreJob():
+            return list(job.files)
+        case UpkeepJob():
+            return []

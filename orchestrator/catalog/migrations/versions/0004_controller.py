@@ -53,6 +53,16 @@ def upgrade() -> None:
     )
     _alert()
     op.create_table(
+        "vault_look",
+        sa.Column("id", sa.Integer(), primary_key=True),
+        _word("vault"),
+        sa.Column("time", _UTC, nullable=False),
+        sa.Column("used_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("free_bytes", sa.BigInteger(), nullable=True),
+        _text("problem"),
+    )
+    op.create_index("ix_vault_look_vault", "vault_look", ["vault"])
+    op.create_table(
         "audit",
         sa.Column("id", sa.Integer(), primary_key=True),
         sa.Column("time", _UTC, nullable=False),
@@ -79,6 +89,15 @@ def _alert() -> None:
         sa.Column("count", sa.Integer(), nullable=False),
         sa.Column("resolved", _UTC, nullable=True),
         sa.Column("told", _UTC, nullable=True),
+        _text("ending"),
+        _text("acknowledged"),
+    )
+    op.create_table(
+        "delivery",
+        sa.Column("target", sa.String(), primary_key=True),
+        sa.Column("alert", sa.Integer(), sa.ForeignKey("alert.id"), primary_key=True),
+        _word("said"),
+        sa.Column("time", _UTC, nullable=False),
     )
     standing = sa.text("resolved IS NULL")
     op.create_index(
