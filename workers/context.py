@@ -16,6 +16,7 @@ from workers.contract.errors import GuestError, NotFound
 from workers.contract.guests import GuestOs
 from workers.contract.machines import MachineRef
 from workers.contract.seams import GuestChannel, Hypervisor, Package
+from workers.hosts.local import LOCAL
 from workers.key_sources import secrets_of
 from workers.quiesce import unfrozen
 from workers.snapshot import Places
@@ -60,7 +61,10 @@ class Context:
         with self._lock:
             if name not in self._hypervisors:
                 wanted = _named(self.config.hypervisors, name, "hypervisor")
-                self._hypervisors[name] = open_hypervisor(wanted.uri, name=name, runtime_dir=self.config.runtime_dir)
+                places = self.places(name)
+                self._hypervisors[name] = open_hypervisor(
+                    wanted.uri, name=name, runtime_dir=places.runtime, host=places.host
+                )
             return self._hypervisors[name]
 
     @contextmanager
@@ -131,10 +135,13 @@ class Context:
         return connect
 
     def places(self, hypervisor: str) -> Places:
+        """Where its snapshots keep their files; without a connection to it."""
         wanted = _named(self.config.hypervisors, hypervisor, "hypervisor")
         return Places(
+            host=LOCAL,
             scratch=wanted.scratch_dir or self.config.scratch_dir,
             runtime=self.config.runtime_dir,
+            notes=self.config.runtime_dir,
             floor=self.config.scratch_floor,
         )
 

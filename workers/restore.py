@@ -9,8 +9,6 @@ Whoever dies in between leaves files that are provably the job's.
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workers.contract.errors import DiskError, HypervisorError, NoSpace, NotFound, TargetExists, UsageError
+from workers.contract.hosts import Host
 from workers.contract.machines import Inventory
 from workers.contract.messages import (
     DefineMachine,
@@ -34,7 +33,8 @@ from workers.contract.messages import (
 from workers.contract.points import DiskPoint, Point
 from workers.contract.seams import Hypervisor
 from workers.disks.foreign import require_room_for
-from workers.disks.targets import open_target
+from workers.disks.targets import HERE, Landing, open_target
+from workers.hosts.local import LOCAL
 from workers.hypervisors.domain_xml import restored
 from workers.parallel import share_out
 from workers.vault import BlockMap, BlockReader, Span, Vault
@@ -80,10 +80,12 @@ def prepare(
     for disk in disks:
         require_room_for(formats[disk.target], disk.capacity)
     if command.to is not None:
+        host: Host = LOCAL
         files = {disks[0].target: str(Path(command.to).absolute())}
     else:
         if folder is None or hypervisor is None or command.name is None:
             raise UsageError("a restored machine needs a place for its disks", hint="give --dir DIR or --pool POOL")
+        host = hypervisor.host
         _require_free_name(hypervisor, command)
         stem = f"{command.name}-restored-{command.job[:8]}" if command.replace else command.name
         files = {disk.target: str(folder.absolute() / f"{stem}-{disk.target}.{formats[disk.target]}") for disk in disks}
@@ -91,11 +93,11 @@ def prepare(
     needed: dict[Path, int] = {}
     for disk in disks:
         path = Path(files[disk.target])
-        _require_new(path)
-        place = _existing_parent(path)
+        _require_new(host, path)
+        place = _existing_parent(host, path)
         needed[place] = needed.get(place, SPACE_MARGIN) + _data_bytes(reader, disk)
     for place, size in needed.items():
-        free = shutil.disk_usage(place).free
+        free = host.free(place)
         if free < size:
             raise NoSpace(
                 f"the restore needs {size >> 20} MiB in {place}, {free >> 20} MiB are free",
@@ -119,18 +121,19 @@ def _require_free_name(hypervisor: Hypervisor, command: PrepareRestore) -> None:
             )
 
 
-def _require_new(path: Path) -> None:
-    if path.exists() or path.is_symlink():
+def _require_new(host: Host, path: Path) -> None:
+    if host.taken(path):
         raise TargetExists(f"{path} exists already", hint="a restore never overwrites: choose another path")
 
 
-def _existing_parent(path: Path) -> Path:
+def _existing_parent(host: Host, path: Path) -> Path:
     parent = path.parent
-    if not parent.exists():
+    found = host.look([parent, parent.parent])
+    if not found[parent].exists:
         parent = parent.parent  # one new folder is made; more would rather be a slip of the hand, or a missing mount
-    if not parent.is_dir():
+    if not found[parent].is_folder:
         raise UsageError(f"there is no folder {parent}", hint=f"mkdir -p {parent}, if that is what you meant")
-    if not os.access(parent, os.W_OK):
+    if not host.writable(parent):
         raise DiskError(f"{parent} cannot be written to", hint="choose another place with --dir or --to")
     return parent
 
@@ -150,18 +153,20 @@ def temporary(path: Path, job: str) -> Path:
     return path.with_name(f"{path.name}.{sf_name(job)}")
 
 
-def restore_disk(vault: Vault, command: RestoreDisk, threads: int, watch: Watch) -> DiskRestored:
+def restore_disk(
+    vault: Vault, command: RestoreDisk, threads: int, watch: Watch, landing: Landing = HERE
+) -> DiskRestored:
     """Write one disk of a point; it has its name only when it is whole."""
     started = time.monotonic()
     disk = disk_of(vault.point(command.point), command.target)
-    path = Path(command.path)
-    _require_new(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    host, path = landing.host, Path(command.path)
+    _require_new(host, path)
+    host.make_folder(path.parent, 0o777)
     unfinished = temporary(path, command.job)
-    unfinished.unlink(missing_ok=True)
+    host.remove([unfinished])
     reader = vault.reader()
     run = _Run(_map_of(reader, disk), reader, watch)
-    target = open_target(unfinished, command.format, disk.capacity, run.ranges, disk.options)
+    target = open_target(landing, unfinished, command.format, disk.capacity, run.ranges, disk.options)
     threads = max(threads, vault.store.features.reads_at_once)  # most wait for the store, not for a processor
     try:
         share_out(reader.spans(run.blocks()), lambda work: target.write(run.decoded(work)), threads)
@@ -169,7 +174,7 @@ def restore_disk(vault: Vault, command: RestoreDisk, threads: int, watch: Watch)
     finally:
         target.close()
         vault.tell_damage()
-    _publish(unfinished, path, keep=not command.standalone)
+    _publish(host, unfinished, path, keep=not command.standalone)
     return DiskRestored(
         target=command.target, written_bytes=run.written.written_bytes, seconds=round(time.monotonic() - started, 3)
     )
@@ -224,17 +229,14 @@ class _Run:
                 yield offset, data
 
 
-def _publish(unfinished: Path, path: Path, *, keep: bool) -> None:
+def _publish(host: Host, unfinished: Path, path: Path, *, keep: bool) -> None:
     """Give the finished file its name, unless somebody has taken it meanwhile."""
     try:
-        os.link(unfinished, path)
-    except FileExistsError:
+        host.link(unfinished, path)
+    except TargetExists:
         raise TargetExists(f"{path} was made by somebody else meanwhile") from None
     if not keep:
-        unfinished.unlink()
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+        host.remove([unfinished])
 
 
 # --- a machine -------------------------------------------------------------------------------------------------
@@ -261,8 +263,7 @@ def define_machine(vault: Vault, hypervisor: Hypervisor, command: DefineMachine)
         _replace(hypervisor, original, definition, point, start=command.start)
     old = [] if original is None else [disk.source for disk in original.disks if not disk.excluded]
     replaced = [source for source in old if source not in command.disks.values()]
-    for path in command.disks.values():
-        temporary(Path(path), command.job).unlink(missing_ok=True)
+    hypervisor.host.remove([temporary(Path(path), command.job) for path in command.disks.values()])
     return MachineDefined(uuid=command.uuid, name=command.name, started=command.start, replaced=replaced)
 
 
@@ -289,20 +290,20 @@ def _prove_again(hypervisor: Hypervisor, uuid: str, command: Discard) -> None:
     """The temporary names go once the machine is defined: from then on its definition says whose the files are."""
     sources = {disk.source for each in hypervisor.machines() if each.machine.uuid == uuid for disk in each.disks}
     for name in sources.intersection(command.paths):
-        with suppress(FileExistsError, FileNotFoundError):
-            os.link(name, temporary(Path(name), command.job))
+        with suppress(TargetExists, DiskError):  # it has its proof, or is gone
+            hypervisor.host.link(Path(name), temporary(Path(name), command.job))
 
 
-def discard(hypervisor: Hypervisor | None, command: Discard) -> Discarded:
+def discard(hypervisor: Hypervisor | None, command: Discard, landing: Landing = HERE) -> Discarded:
     """Remove what a restore that did not end has made: only files whose temporary name proves them to be the job's,
     and the new machine, if the job may have defined one."""
     if hypervisor is not None and command.uuid is not None:
         _prove_again(hypervisor, command.uuid, command)
         hypervisor.undefine(command.uuid)
-    for name in command.paths:
-        path, proof = Path(name), temporary(Path(name), command.job)
-        with suppress(FileNotFoundError):
-            if proof.samefile(path):
-                path.unlink()
-        proof.unlink(missing_ok=True)
+    landing.clear()
+    proofs = {Path(name): temporary(Path(name), command.job) for name in command.paths}
+    found = landing.host.look([*proofs, *proofs.values()])
+    ours = [path for path, proof in proofs.items() if found[proof].exists and found[path].same_file(found[proof])]
+    landing.host.remove(ours)  # the proofs go last: whoever dies here is understood by the next one
+    landing.host.remove([*proofs.values()])
     return Discarded()

@@ -9,18 +9,18 @@ Everything that a snapshot leaves on a host lies in two folders named after the 
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from workers.contract.errors import CheckpointUnusable, DiskError, NoSpace, Yielded
+from workers.contract.hosts import Host
 from workers.contract.machines import Disk, Inventory, Power
 from workers.contract.messages import BaseRefused, DiskPlan, ExportInfo, SnapshotInfo, SnapshotTaken, sf_name
 from workers.contract.points import Consistency, Mode
 from workers.contract.seams import BackupRequest, Begun, DiskRequest, Export, Hypervisor, QuiesceRequest
 from workers.disks.images import Fingerprint, create, export_readonly, fingerprint, stop_exports
+from workers.hosts.local import LOCAL
 from workers.quiesce import SCRIPTS_SECONDS, WATCHDOG_SECONDS, Guest, Notes, make_point
 
 _FROZEN, _HELD = ".frozen", ".held"
@@ -28,10 +28,12 @@ _FROZEN, _HELD = ".frozen", ".held"
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the snapshots of one hypervisor keep their files."""
+    """Where the snapshots of one hypervisor keep their files: scratch and runtime on its host, notes on this one."""
 
+    host: Host
     scratch: Path
     runtime: Path
+    notes: Path
     floor: int
     """Bytes that must stay free where scratch lives."""
 
@@ -44,15 +46,15 @@ class Places:
     def notes_of(self, job: str) -> Notes:
         """Whoever releases the job after a crash knows by them whether a guest that does not answer may be frozen, or
         was never touched."""
-        return Notes(self.runtime / f"{sf_name(job)}{_FROZEN}", self.runtime / f"{sf_name(job)}{_HELD}")
+        return Notes(self.notes / f"{sf_name(job)}{_FROZEN}", self.notes / f"{sf_name(job)}{_HELD}")
 
 
-def require_space(path: Path, floor: int) -> None:
-    """Raises NoSpace if less than `floor` bytes are free at `path`: a full scratch pauses the guest."""
-    free = shutil.disk_usage(path).free
+def require_space(places: Places) -> None:
+    """Raises NoSpace if too little is free where scratch lives: a full scratch pauses the guest."""
+    free, floor = places.host.free(places.scratch), places.floor
     if free < floor:
         raise NoSpace(
-            f"only {free >> 20} MiB free in {path}, {floor >> 20} MiB must stay free while a backup runs",
+            f"only {free >> 20} MiB free in {places.scratch}, {floor >> 20} MiB must stay free while a backup runs",
             hint="free some space there, or set `scratch` under [paths] to a larger file system",
         )
 
@@ -97,7 +99,7 @@ def take_online(
         incremental = {plan.target for plan in plans if plan.mode is Mode.INCREMENTAL}
         if not incremental or refusal.target not in {None, *incremental}:
             raise  # nothing is left to read in full instead
-        shutil.rmtree(places.scratch_of(job))
+        places.host.remove([places.scratch_of(job)])
         return BaseRefused(target=refusal.target, reason=str(refusal))
     begun = point.begun
     return SnapshotTaken(
@@ -144,27 +146,26 @@ class _Point:
         self.begun = self._hypervisor.begin_backup(self._uuid, self._request)
 
 
-def _make_folder(folder: Path, key: str, mode: int) -> None:
+def _make_folder(host: Host, folder: Path, key: str, mode: int) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=mode)
-    except OSError as error:
-        raise DiskError(
-            f"{folder} cannot be made: {error.strerror}", hint=f"set `{key}` under [paths] to a folder of this host"
-        ) from None
+        host.make_folder(folder, mode)
+    except DiskError as error:
+        raise DiskError(str(error), hint=f"set `{key}` under [paths] to a folder of {host.name}") from None
 
 
 def _make_scratch(job: str, plans: list[DiskPlan], disks: dict[str, Disk], places: Places) -> dict[str, Path]:
-    _make_folder(places.scratch, "scratch", 0o711)
-    require_space(places.scratch, places.floor)
-    folder = places.scratch_of(job)
-    folder.mkdir(mode=0o711, exist_ok=True)
+    host, folder = places.host, places.scratch_of(job)
+    _make_folder(host, places.scratch, "scratch", 0o711)
+    require_space(places)
+    host.make_folder(folder, 0o711)
     made = {}
     for plan in plans:
         if plan.target not in disks:
             raise DiskError(f"disk {plan.target} was removed from the machine while its backup was prepared")
         made[plan.target] = folder / f"{plan.target}.qcow2"
-        made[plan.target].unlink(missing_ok=True)
-        create(made[plan.target], "qcow2", disks[plan.target].capacity)
+    host.remove([*made.values()])
+    for target, path in made.items():
+        create(host, path, "qcow2", disks[target].capacity)
     return made
 
 
@@ -178,16 +179,17 @@ def take_offline(
     of the changes, which is safe (invariant 2)."""
     disks = {disk.target: disk for disk in found.disks}
     folder = places.runtime_of(job)
-    _make_folder(folder, "runtime", 0o700)
+    host = places.host
+    _make_folder(host, folder, "runtime", 0o700)
     time_of_point = datetime.now(UTC)
     exports = []
     for plan in plans:
         disk = disks[plan.target]
         bitmap = plan.base_checkpoint if plan.mode is Mode.INCREMENTAL else None
         image = Path(disk.source)
-        _fingerprint_file(folder, plan.target).write_text(fingerprint(image).model_dump_json())
+        host.write(_fingerprint_file(folder, plan.target), fingerprint(host, image).model_dump_json().encode())
         socket = folder / f"{plan.target}.sock"
-        export_readonly(image, disk.format, socket, bitmap=bitmap)
+        export_readonly(host, image, disk.format, socket, bitmap=bitmap)
         exports.append(
             ExportInfo(
                 target=plan.target,
@@ -226,8 +228,10 @@ def _fingerprint_file(folder: Path, target: str) -> Path:
 
 def require_unwritten(job: str, target: str, source: str, places: Places) -> None:
     """Raises Yielded if the image of a machine that was off has been written since the snapshot."""
-    kept = Fingerprint.model_validate_json(_fingerprint_file(places.runtime_of(job), target).read_text())
-    if fingerprint(Path(source)) != kept:
+    kept = places.host.read(_fingerprint_file(places.runtime_of(job), target))
+    if kept is None:
+        raise DiskError(f"what the image of {target} looked like at the snapshot is no longer known")
+    if fingerprint(places.host, Path(source)) != Fingerprint.model_validate_json(kept):
         raise Yielded(
             f"the image of {target} was written during the backup of a machine that was off (was it started?)",
             hint="run the backup again: a running machine is backed up too",
@@ -239,21 +243,15 @@ def require_unwritten(job: str, target: str, source: str, places: Places) -> Non
 
 def remove_files(job: str, places: Places) -> None:
     """End the job's helpers and remove its scratch and runtime folders. Idempotent."""
-    runtime = places.runtime_of(job)
-    if runtime.is_dir():
-        stop_exports(runtime)
-        shutil.rmtree(runtime)
-    scratch = places.scratch_of(job)
-    if scratch.is_dir():
-        shutil.rmtree(scratch)
+    host, runtime, scratch = places.host, places.runtime_of(job), places.scratch_of(job)
+    found = host.look([runtime, scratch])
+    if found[runtime].exists:
+        stop_exports(host, runtime)
+    host.remove([path for path in (runtime, scratch) if found[path].exists])
 
 
 def strays(places: Places) -> list[str]:
     """Jobs that have files here, whoever they belong to."""
-    jobs = {
-        entry.name.removeprefix("sf-").removesuffix(_FROZEN).removesuffix(_HELD)
-        for folder in (places.scratch, places.runtime)
-        if folder.is_dir() and os.access(folder, os.R_OK)
-        for entry in folder.glob("sf-*")
-    }
-    return sorted(jobs)
+    files = [name for folder in (places.scratch, places.runtime) for name in places.host.names(folder, "sf-*")]
+    files += LOCAL.names(places.notes, "sf-*")
+    return sorted({name.removeprefix("sf-").removesuffix(_FROZEN).removesuffix(_HELD) for name in files})

@@ -31,6 +31,7 @@ from workers.contract.errors import (
 from workers.contract.machines import Inventory, Power
 from workers.contract.points import Consistency, DiskPoint, Mode, Point, healed_words
 from workers.contract.seams import Hypervisor
+from workers.disks.targets import HERE, Landing
 from workers.quiesce import Guest, Notes
 
 if TYPE_CHECKING:
@@ -148,8 +149,9 @@ class Tasks:
             base = BlockMap(vault.reader(), bytes.fromhex(plan.base_root), plan.base_capacity, plan.block_size)
         settings = transfer.Settings(plan.block_size, threads=self._context.config.transfer_threads)
         try:
-            source = NbdSource(Path(export.socket), export.name, bitmap=export.bitmap)
-            done = transfer.transfer_disk(source, vault, settings, base=base, watch=self._transfer_watch(command))
+            with self._context.places(command.machine.hypervisor).host.socket(Path(export.socket)) as socket:
+                source = NbdSource(socket, export.name, bitmap=export.bitmap)
+                done = transfer.transfer_disk(source, vault, settings, base=base, watch=self._transfer_watch(command))
         finally:
             self._require_unwritten(command)
         if source.size != command.disk.capacity:
@@ -167,7 +169,7 @@ class Tasks:
         def watch(tally: transfer.Tally) -> None:
             self._stop_if_cancelled(command.job)
             if command.online:
-                snapshot.require_space(places.scratch, places.floor)
+                snapshot.require_space(places)
             self._require_unwritten(command)
             progress = m.Progress(
                 target=command.plan.target,
@@ -308,10 +310,16 @@ class Tasks:
             publish_progress(self._app, command.job, progress)
 
         vault = self._context.vault(command.vault)
-        restored = restore.restore_disk(vault, command, threads, watch)
+        restored = restore.restore_disk(vault, command, threads, watch, self._landing(command.hypervisor, command.job))
         if command.standalone:
             self._withdraw(command.vault, command.job)
         return restored
+
+    def _landing(self, hypervisor: str | None, job: str) -> Landing:
+        if hypervisor is None:
+            return HERE
+        places = self._context.places(hypervisor)
+        return Landing(places.host, places.runtime_of(job))
 
     def _withdraw(self, vault: str, job: str) -> list[str]:
         """End the session of a job; what went wrong: then a sweep ends it, in days."""
@@ -332,7 +340,7 @@ class Tasks:
 
     def discard(self, command: m.Discard) -> m.Event:
         hypervisor = self._context.hypervisor(command.hypervisor) if command.hypervisor else None
-        discarded = restore.discard(hypervisor, command)
+        discarded = restore.discard(hypervisor, command, self._landing(command.hypervisor, command.job))
         self._withdraw(command.vault, command.job)  # a vault that cannot be opened was the first news already
         return discarded
 

@@ -16,6 +16,7 @@ from workers.contract.machines import Disk, Inventory, Power
 if TYPE_CHECKING:
     from orchestrator.config import Config
     from workers.context import Context
+    from workers.contract.hosts import Host
     from workers.contract.seams import Hypervisor
 
 
@@ -113,7 +114,7 @@ def _machine(hypervisor: Hypervisor, inventory: Inventory) -> Iterator[Check]:
     if not included:
         flaws.append(("it has no disk that can be backed up", ""))
     for disk in included:
-        flaws += _disk(disk, local=hypervisor.features.local)
+        flaws += _disk(disk, hypervisor.host)
     if not flaws:
         disks = ", ".join(f"{disk.target} {disk.format}" for disk in included)
         agent = ", agent answers" if inventory.agent else ""
@@ -122,24 +123,22 @@ def _machine(hypervisor: Hypervisor, inventory: Inventory) -> Iterator[Check]:
         yield Check("WARN", subject, detail, mend)
 
 
-def _disk(disk: Disk, *, local: bool) -> list[tuple[str, str]]:
+def _disk(disk: Disk, host: Host) -> list[tuple[str, str]]:
     if not disk.tracks_changes:
         mend = f"qemu-img convert -O qcow2 {disk.source} …, for incremental backups"
         return [(f"{disk.target} is {disk.format}: changes are not tracked, every backup reads all of it", mend)]
-    if local and (backing := _backing(Path(disk.source))):
+    if backing := _backing(host, Path(disk.source)):
         mend = "virsh blockcommit or blockpull, if the external snapshot is no longer wanted"
         return [(f"{disk.target} stands on {backing}: a restore brings back one whole image", mend)]
     return []
 
 
-def _backing(image: Path) -> str:
+def _backing(host: Host, image: Path) -> str:
     """The file on which an image stands (an external snapshot), or nothing."""
-    from workers.tools import run
-
-    if not image.is_file():
+    if not host.look([image])[image].is_file:
         return ""
     try:
-        found = json.loads(run(["qemu-img", "info", "-U", "--output=json", str(image)], timeout=20))
+        found = json.loads(host.run(["qemu-img", "info", "-U", "--output=json", str(image)], timeout=20))
     except StillframeError:
         return ""  # the machine's own finding says why it cannot be read
     return str(found.get("backing-filename") or "")

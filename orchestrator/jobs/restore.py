@@ -148,6 +148,7 @@ def _prepared(job: RestoreJob, event: RestorePrepared) -> Step:
             vault=job.vault,
             point=job.point,
             target=target,
+            hypervisor=job.hypervisor,
             path=path,
             format=event.formats[target],
             standalone=job.hypervisor is None,

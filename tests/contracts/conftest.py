@@ -96,9 +96,10 @@ class BlankMachine:
 
     def bitmaps(self, target: str) -> list[str]:
         """Names of the bitmaps that the image holds on disk."""
-        from workers.hypervisors.local_files import bitmaps
+        from workers.hosts.local import LOCAL
+        from workers.hypervisors.host_files import bitmaps
 
-        return sorted(bitmap.name for bitmap in bitmaps(self.disks[target], shared=True))
+        return sorted(bitmap.name for bitmap in bitmaps(LOCAL, self.disks[target], shared=True))
 
     def socket(self) -> Path:
         folder = next(Path("/var/lib/libvirt/qemu").glob(f"domain-{self.domain.ID()}-*"))

@@ -46,7 +46,7 @@ class TestOpening:
     def test_says_what_it_can_do(self, hypervisor: LibvirtHypervisor) -> None:
         contract: Hypervisor = hypervisor
         assert contract.features.backup
-        assert contract.features.local
+        assert contract.host.local
         assert contract.features.version.startswith("libvirt ")
 
     @pytest.mark.parametrize("uri", ["esx://host", "qemu+ssh://root@lab1/system", "qemu:///elsewhere", "lab1", ""])

@@ -14,6 +14,7 @@ import pytest
 
 from workers.disks.images import create, export_readonly, stop_exports
 from workers.disks.nbd_source import NbdSource
+from workers.hosts.local import LOCAL
 
 MIB = 1 << 20
 
@@ -21,12 +22,12 @@ MIB = 1 << 20
 @pytest.fixture
 def source(tmp_path: Path) -> Iterator[NbdSource]:
     image = tmp_path / "disk.qcow2"
-    create(image, "qcow2", 16 * MIB)
-    export_readonly(image, "qcow2", tmp_path / "s", bitmap=None)
+    create(LOCAL, image, "qcow2", 16 * MIB)
+    export_readonly(LOCAL, image, "qcow2", tmp_path / "s", bitmap=None)
     try:
         yield NbdSource(tmp_path / "s", "")
     finally:
-        stop_exports(tmp_path)
+        stop_exports(LOCAL, tmp_path)
 
 
 def accepted(socket: Path) -> int:

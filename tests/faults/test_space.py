@@ -146,7 +146,7 @@ def test_a_target_that_fills_up_meanwhile_leaves_no_file(place: Place, tiny_gues
     place.backed_up(machine.name)
     with small(place.folder / "target", 96 * MIB) as folder:
         held = place.hold(
-            "before mkdir restore_disk", 1,
+            "before mkdir make_folder", 1,
             "restore", "disk", f"{machine.name}@latest", "vda", "--to", folder / f"out.{suffix}",
         )  # fmt: skip
         ballast = fill(folder, 2 * MIB)

@@ -216,7 +216,8 @@ class ModelMachine:
 
     def lose_bitmaps(self, target: str) -> None:
         """The bitmaps of one disk are removed from its image behind libvirt's back; while it is off."""
-        from workers.hypervisors.local_files import bitmaps, remove_bitmap
+        from workers.hosts.local import LOCAL
+        from workers.hypervisors.host_files import bitmaps, remove_bitmap
 
-        for bitmap in bitmaps(self.disks[target], shared=False) if self._format(target) == "qcow2" else []:
-            remove_bitmap(self.disks[target], bitmap.name)
+        for bitmap in bitmaps(LOCAL, self.disks[target], shared=False) if self._format(target) == "qcow2" else []:
+            remove_bitmap(LOCAL, self.disks[target], bitmap.name)

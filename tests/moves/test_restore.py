@@ -16,6 +16,7 @@ from workers.contract.messages import IMAGE_FORMATS, Discard, ImageFormat, Prepa
 from workers.contract.points import Consistency, DiskPoint, Mode, Point
 from workers.disks.images import driver
 from workers.disks.memory import drawn
+from workers.hosts.local import LOCAL
 from workers.transfer import Settings, transfer_disk
 from workers.vault import Vault
 from workers.vault.stores import DirectoryStore
@@ -107,7 +108,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten_either(tmp_path: Path)
     ours.write_text("whole")
     path.write_text("mine")
     with pytest.raises(TargetExists, match="meanwhile"):
-        restore._publish(ours, path, keep=False)
+        restore._publish(LOCAL, ours, path, keep=False)
     assert path.read_text() == "mine"
 
 

@@ -164,8 +164,10 @@ class RestoreDisk(Value):
     vault: str
     point: str
     target: str
+    hypervisor: str | None = None
+    """On whose host; None: on the worker's."""
     path: str
-    """On the worker's host; its temporary name is `<path>.sf-<job>` until it is whole."""
+    """Its temporary name is `<path>.sf-<job>` until it is whole."""
     format: ImageFormat
     standalone: bool
     """True: the file is all that is wanted. False: a machine will be defined on it; until then the temporary name

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from workers.contract.extents import Extent
 from workers.contract.guests import GuestInfo, GuestOs, Quiesced, Ran, Resumed, Status
+from workers.contract.hosts import Host
 from workers.contract.machines import Inventory, Leftovers, MachineSummary
 from workers.contract.points import Consistency, Mode
 
@@ -28,8 +29,6 @@ class Features:
     """Of the remote side, for people."""
     backup: bool
     """Pull-mode backup with checkpoints."""
-    local: bool
-    """Its files and unix sockets are reachable as local paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,7 @@ class Export:
 
     target: str
     socket: str
+    """On the hypervisor's host."""
     name: str
     """NBD export name."""
     bitmap: str | None
@@ -185,9 +185,12 @@ class QuiesceRequest:
 
 
 class Hypervisor(Protocol):
-    """A host that runs machines. Raises HypervisorError and its kinds; NotFound for an unknown UUID."""
+    """What runs machines. Raises HypervisorError and its kinds; NotFound for an unknown UUID. All paths are paths on
+    its host."""
 
     features: Features
+    host: Host
+    """The machine room in which it runs."""
 
     def machines(self, *, disks: bool = True) -> list[MachineSummary]:
         """All machines, by name. Without `disks` they are left empty: quick, and not held up by a machine that is
@@ -226,7 +229,7 @@ class Hypervisor(Protocol):
     def leftovers(self, uuid: str) -> Leftovers: ...
 
     def volume_dir(self, pool: str) -> Path:
-        """Local folder of a storage pool. Raises NotFound, UsageError for a pool that is no folder."""
+        """Folder of a storage pool. Raises NotFound, UsageError for a pool that is no folder."""
         ...
 
     def refresh_pool(self, pool: str) -> None:

@@ -21,6 +21,7 @@ from workers.contract.errors import DiskError, UsageError
 from workers.contract.messages import ImageFormat
 from workers.disks.images import create, driver
 from workers.disks.nbd_source import translated
+from workers.hosts.local import LOCAL
 
 SECTOR = 512
 _PATIENCE = 60.0
@@ -50,7 +51,7 @@ class ForeignTarget:
         self._path = path
         self._what = f"image {path}"
         path.touch(mode=0o600, exist_ok=False)
-        create(path, format, size)
+        create(LOCAL, path, format, size)
         self._server, client = _serve(path, format)
         try:
             self._handle = self._connected(client)

@@ -13,12 +13,17 @@ import os
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from workers.contract.errors import DiskError, NoSpace
+from workers.contract.hosts import Host
 from workers.contract.messages import ImageFormat
 from workers.contract.seams import BlockTarget
+from workers.disks.far_target import FarTarget
 from workers.disks.foreign import ForeignTarget
+from workers.disks.images import stop_exports
+from workers.hosts.local import LOCAL
 
 Ranges = Callable[[], Iterable[tuple[int, int]]]
 """`(start, length)` in bytes of all data of a disk, ascending and apart; may be asked for more than once."""
@@ -144,8 +149,30 @@ class Qcow2Target(RawTarget):
         return place + inside
 
 
-def open_target(path: Path, format: ImageFormat, size: int, ranges: Ranges, options: dict[str, str]) -> BlockTarget:
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where restored disks are written: a host, and a folder there of the job's own, for what runs there meanwhile."""
+
+    host: Host
+    folder: Path
+
+    def clear(self) -> None:
+        """End what the job left running there."""
+        if self.host.look([self.folder])[self.folder].exists:
+            stop_exports(self.host, self.folder)
+            self.host.remove([self.folder])
+
+
+HERE = Landing(LOCAL, Path("/nonexistent"))
+"""Nothing runs beside a file of this host."""
+
+
+def open_target(
+    landing: Landing, path: Path, format: ImageFormat, size: int, ranges: Ranges, options: dict[str, str]
+) -> BlockTarget:
     """A new image at `path`, readable by its owner only. Of `options`, a qcow2 keeps `cluster_size`."""
+    if not landing.host.local:
+        return FarTarget(landing.host, landing.folder, path, format, size, options)
     match format:
         case "raw":
             return RawTarget(path, size)

@@ -15,8 +15,9 @@ from pathlib import Path
 import libvirt
 
 from workers.contract.errors import Busy, DiskError
+from workers.contract.hosts import Host
 from workers.contract.machines import BitmapState, Disk
-from workers.hypervisors import backup_xml, errors, local_files
+from workers.hypervisors import backup_xml, errors, host_files
 
 _REDEFINE: int = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
 _VALIDATE: int = _REDEFINE | libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
@@ -53,12 +54,12 @@ def names(domain: libvirt.virDomain) -> list[str]:
     return [name for _, name in sorted(aged)]
 
 
-def names_in_images(disks: Sequence[Disk]) -> list[str]:
+def names_in_images(host: Host, disks: Sequence[Disk]) -> list[str]:
     """Ours that the images hold, whether or not libvirt knows them. An image that cannot be read holds none."""
     found: set[str] = set()
     for disk in _tracking(disks):
         try:
-            held = local_files.bitmaps(Path(disk.source), shared=True)
+            held = host_files.bitmaps(host, Path(disk.source), shared=True)
         except (DiskError, Busy):
             continue
         found.update(bitmap.name for bitmap in held if bitmap.depth == 0)
@@ -69,7 +70,7 @@ def names_in_images(disks: Sequence[Disk]) -> list[str]:
 
 
 def judge(
-    domain: libvirt.virDomain, active: bool, disks: Sequence[Disk], base: str, base_xml: str | None
+    host: Host, domain: libvirt.virDomain, active: bool, disks: Sequence[Disk], base: str, base_xml: str | None
 ) -> dict[str, Verdict]:
     """Whether checkpoint `base` can serve each of `disks` that can keep a bitmap; redefined where libvirt lost it."""
     document = base_xml
@@ -83,14 +84,14 @@ def judge(
     covered = backup_xml.tracked_targets(document)
     candidates = [disk for disk in _tracking(disks) if disk.target in covered]
     if active:
-        verdicts.update(_judge_running(domain, candidates, base, document))
+        verdicts.update(_judge_running(host, domain, candidates, base, document))
     else:
-        verdicts.update({disk.target: _judge_image(disk, base) for disk in candidates})
+        verdicts.update({disk.target: _judge_image(host, disk, base) for disk in candidates})
     return verdicts
 
 
 def _judge_running(
-    domain: libvirt.virDomain, candidates: Sequence[Disk], base: str, document: str
+    host: Host, domain: libvirt.virDomain, candidates: Sequence[Disk], base: str, document: str
 ) -> dict[str, Verdict]:
     """Validate, and take away the disk that libvirt names until the rest passes. What libvirt then knows covers the
     good disks; the next validation of the whole, and `delete`, start from more than that."""
@@ -106,19 +107,19 @@ def _judge_running(
             if target not in rest:
                 verdicts.update({each: Verdict(BitmapState.MISSING, words) for each in rest})
                 return verdicts
-            verdicts[target] = Verdict(_missing_or_inconsistent(rest.pop(target), base), words)
+            verdicts[target] = Verdict(_missing_or_inconsistent(host, rest.pop(target), base), words)
     verdicts.update({target: Verdict(BitmapState.VALID) for target in rest})
     return verdicts
 
 
-def _missing_or_inconsistent(disk: Disk, base: str) -> BitmapState:
+def _missing_or_inconsistent(host: Host, disk: Disk, base: str) -> BitmapState:
     """A bitmap that a running QEMU refuses is in the image if it is inconsistent, and nowhere if it is missing."""
-    return BitmapState.INCONSISTENT if base in names_in_images([disk]) else BitmapState.MISSING
+    return BitmapState.INCONSISTENT if base in names_in_images(host, [disk]) else BitmapState.MISSING
 
 
-def _judge_image(disk: Disk, base: str) -> Verdict:
+def _judge_image(host: Host, disk: Disk, base: str) -> Verdict:
     """Busy if somebody writes the image."""
-    found = [bitmap for bitmap in local_files.bitmaps(Path(disk.source), shared=False) if bitmap.name == base]
+    found = [bitmap for bitmap in host_files.bitmaps(host, Path(disk.source), shared=False) if bitmap.name == base]
     if not found:
         return Verdict(BitmapState.MISSING, f"{disk.source} holds no bitmap {base}")
     if any(bitmap.depth for bitmap in found):
@@ -133,7 +134,7 @@ def _judge_image(disk: Disk, base: str) -> Verdict:
 # --- deleting --------------------------------------------------------------------------------------------------
 
 
-def delete(domain: libvirt.virDomain, active: bool, disks: Sequence[Disk], name: str) -> None:
+def delete(host: Host, domain: libvirt.virDomain, active: bool, disks: Sequence[Disk], name: str) -> None:
     """Remove checkpoint `name` from libvirt and from every disk that holds its bitmap. Absent already: no error.
 
     Bitmaps go first, the entry that lets them be found again goes last.
@@ -143,9 +144,9 @@ def delete(domain: libvirt.virDomain, active: bool, disks: Sequence[Disk], name:
         _delete_running(domain, _tracking(disks), name)
     else:
         for disk in _tracking(disks):
-            held = local_files.bitmaps(Path(disk.source), shared=False)
+            held = host_files.bitmaps(host, Path(disk.source), shared=False)
             if any(bitmap.name == name and bitmap.depth == 0 for bitmap in held):
-                local_files.remove_bitmap(Path(disk.source), name)
+                host_files.remove_bitmap(host, Path(disk.source), name)
     left = lookup(domain, name)
     if left is not None:
         left.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)

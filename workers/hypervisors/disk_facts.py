@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import libvirt
 
 from workers.contract.errors import HypervisorError, StillframeError
+from workers.contract.hosts import Host, Seen
 from workers.contract.machines import Disk
-from workers.hypervisors import errors, local_files
+from workers.hypervisors import errors, host_files
 from workers.hypervisors.domain_xml import DiskElement
 
 _SECTOR = 512
@@ -16,10 +18,18 @@ _SECTOR = 512
 
 
 class DiskFacts:
-    """The disks of one machine."""
+    """The disks of one machine; `seen`: what its images' paths have shown, see `look`."""
 
-    def __init__(self, connection: libvirt.virConnect, domain: libvirt.virDomain) -> None:
-        self._connection, self._domain = connection, domain
+    def __init__(
+        self, connection: libvirt.virConnect, domain: libvirt.virDomain, host: Host, seen: dict[Path, Seen]
+    ) -> None:
+        self._connection, self._domain, self._host, self._seen = connection, domain, host, seen
+
+    @staticmethod
+    def look(host: Host, elements: Iterable[DiskElement]) -> dict[Path, Seen]:
+        """At all images with a path of their own at once: a look costs a round trip."""
+        wanted = [Path(each.path) for each in elements if not each.excluded and not each.volume and each.path]
+        return host.look(wanted, head=host_files.HEAD) if wanted else {}
 
     def disk(self, element: DiskElement, *, lenient: bool) -> Disk:
         """`lenient`: a disk whose image cannot be read is listed as excluded; otherwise it is a HypervisorError, for
@@ -48,13 +58,15 @@ class DiskFacts:
     def _included(self, element: DiskElement) -> Disk:
         path, capacity = self._volume(*element.volume) if element.volume else self._image(element)
         capacity = -(-capacity // _SECTOR) * _SECTOR
-        options = local_files.qcow2_options(path) if element.format == "qcow2" else {}
+        seen = self._seen.get(path) or self._host.look([path], head=host_files.HEAD)[path]
+        identity = host_files.identity(path, seen)
+        options = host_files.qcow2_options(path, seen) if element.format == "qcow2" else {}
         return Disk(
             target=element.target,
             source=str(path),
             format=element.format,
             capacity=capacity,
-            identity=local_files.identity(path),
+            identity=identity,
             tracks_changes=options.get("compat") == "1.1" and "data_file" not in options,
             address=element.address,
             source_options=options,

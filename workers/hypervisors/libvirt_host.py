@@ -11,16 +11,19 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import libvirt
 import libvirt_qemu
 
 from workers.contract.errors import Busy, HypervisorError, HypervisorUnreachable, NotFound, UsageError
+from workers.contract.hosts import Host
 from workers.contract.machines import Disk, Inventory, Leftovers, MachineRef, MachineSummary, Power
 from workers.contract.seams import BackupRequest, Begun, Features
-from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, local_files
+from workers.hosts.local import LOCAL
+from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, host_files
 from workers.hypervisors.disk_facts import DiskFacts
 
 END_SECONDS = 120.0
@@ -47,16 +50,27 @@ def _silent(_context: object, _error: object) -> None:
 class LibvirtHypervisor:
     """See `seams.Hypervisor`."""
 
-    def __init__(self, uri: str, *, name: str, runtime_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        name: str,
+        host: Host = LOCAL,
+        runtime_dir: Path | None = None,
+        dial: Callable[[], str] | None = None,
+    ) -> None:
+        """`uri` is libvirt's on `host`; `dial` gives the one by which it is reached from here, where that differs."""
         libvirt.registerErrorHandler(_silent, None)
         self._uri, self._name, self._runtime_dir = uri, name, runtime_dir
+        self.host = host
+        self._dial = dial or (lambda: uri)
         self._lock = threading.Lock()
         self._open: libvirt.virConnect | None = None
         connection = self._connection()
         with errors.translated(f"asking {name} for its version"):
             library, qemu = connection.getLibVersion(), connection.getVersion()
         self.features = Features(
-            version=f"libvirt {_dotted(library)}, QEMU {_dotted(qemu)}", backup=library >= _BACKUP_SINCE, local=True
+            version=f"libvirt {_dotted(library)}, QEMU {_dotted(qemu)}", backup=library >= _BACKUP_SINCE
         )
 
     def _connection(self) -> libvirt.virConnect:
@@ -64,11 +78,12 @@ class LibvirtHypervisor:
         fails."""
         with self._lock:
             if self._open is None or not _answers(self._open):
+                address = self._dial()
                 try:
-                    self._open = libvirt.open(self._uri)
+                    self._open = libvirt.open(address)
                 except libvirt.libvirtError as error:
                     raise HypervisorUnreachable(
-                        f"cannot connect to {self._name} ({self._uri}): {errors.text(error)}",
+                        f"cannot connect to {self._name} ({address}): {errors.text(error)}",
                         hint=errors.START_LIBVIRT,
                     ) from None
             return self._open
@@ -87,13 +102,12 @@ class LibvirtHypervisor:
         connection = self._connection()
         found = []
         with errors.translated(f"listing the machines of {self._name}"):
-            for domain in connection.listAllDomains():
-                try:
-                    listed = self._disks(domain, lenient=True) if disks else []
-                    found.append(MachineSummary(machine=self._ref(domain), power=_power(domain), disks=listed))
-                except libvirt.libvirtError as error:
-                    if errors.code(error) != libvirt.VIR_ERR_NO_DOMAIN:  # gone since the listing
-                        raise
+            domains = connection.listAllDomains()
+            listed = self._disks_of(domains) if disks else {}
+            for domain in domains:
+                with _unless_gone():
+                    ref = self._ref(domain)
+                    found.append(MachineSummary(machine=ref, power=_power(domain), disks=listed.get(ref.uuid, [])))
         return sorted(found, key=lambda summary: summary.machine.name)
 
     def inventory(self, uuid: str, *, base: str | None = None, base_xml: str | None = None) -> Inventory:
@@ -101,7 +115,7 @@ class LibvirtHypervisor:
         with errors.translated(f"looking at {domain.name()}"):
             power, disks, live = _power(domain), self._disks(domain), domain.XMLDesc(0)
             if base is not None:
-                verdicts = checkpoints.judge(domain, power is not Power.OFF, disks, base, base_xml)
+                verdicts = checkpoints.judge(self.host, domain, power is not Power.OFF, disks, base, base_xml)
                 disks = [
                     disk.model_copy(update={"bitmap": verdict.state, "bitmap_detail": verdict.detail})
                     if (verdict := verdicts.get(disk.target))
@@ -121,14 +135,30 @@ class LibvirtHypervisor:
             )
 
     def nvram(self, inventory: Inventory) -> bytes | None:
-        return local_files.read_nvram(Path(inventory.nvram_path)) if inventory.nvram_path else None
+        return host_files.read_nvram(self.host, Path(inventory.nvram_path)) if inventory.nvram_path else None
 
     def _ref(self, domain: libvirt.virDomain) -> MachineRef:
         return MachineRef(hypervisor=self._name, uuid=domain.UUIDString(), name=domain.name())
 
     def _disks(self, domain: libvirt.virDomain, *, lenient: bool = False) -> list[Disk]:
-        facts = DiskFacts(self._connection(), domain)
-        return [facts.disk(element, lenient=lenient) for element in domain_xml.disks(domain.XMLDesc(0))]
+        elements = domain_xml.disks(domain.XMLDesc(0))
+        facts = DiskFacts(self._connection(), domain, self.host, DiskFacts.look(self.host, elements))
+        return [facts.disk(element, lenient=lenient) for element in elements]
+
+    def _disks_of(self, domains: list[libvirt.virDomain]) -> dict[str, list[Disk]]:
+        """Of many machines, by UUID, after one look at all their images; of those that are still there."""
+        elements: dict[str, list[domain_xml.DiskElement]] = {}
+        found: dict[str, list[Disk]] = {}
+        for domain in domains:
+            with _unless_gone():
+                elements[domain.UUIDString()] = domain_xml.disks(domain.XMLDesc(0))
+        seen = DiskFacts.look(self.host, (each for listed in elements.values() for each in listed))
+        for domain in domains:
+            facts = DiskFacts(self._connection(), domain, self.host, seen)
+            with _unless_gone():
+                uuid = domain.UUIDString()
+                found[uuid] = [facts.disk(element, lenient=True) for element in elements.get(uuid, [])]
+        return found
 
     # --- the guest ---------------------------------------------------------------------------------------------
 
@@ -147,7 +177,8 @@ class LibvirtHypervisor:
 
     def thaw_command(self, uuid: str) -> list[str]:
         thaw = '{"execute": "guest-fsfreeze-thaw"}'
-        return ["virsh", "-q", "-c", self._uri, "qemu-agent-command", "--timeout", "10", uuid, thaw]
+        virsh = ["virsh", "-q", "-c", self._uri, "qemu-agent-command", "--timeout", "10", uuid, thaw]
+        return self.host.command(virsh)
 
     # --- backup jobs -------------------------------------------------------------------------------------------
 
@@ -201,11 +232,11 @@ class LibvirtHypervisor:
                 if time.monotonic() > deadline:
                     raise HypervisorError(f"the backup job of {domain.name()} did not end within {END_SECONDS:.0f} s")
                 time.sleep(0.02)
-        socket.unlink(missing_ok=True)
+        self.host.remove([socket])
         return True
 
     def _socket(self, domain: libvirt.virDomain, name: str) -> Path:
-        folder = local_files.socket_folder(self._uri, domain.ID()) or self._runtime_dir
+        folder = host_files.socket_folder(self.host, self._uri, domain.ID()) or self._runtime_dir
         if folder is None:
             raise HypervisorError(f"libvirt keeps no folder for {domain.name()}, and no runtime_dir is configured")
         path = folder / f"{name}{backup_xml.SOCKET_SUFFIX}"
@@ -219,13 +250,13 @@ class LibvirtHypervisor:
         backup_xml.require_ours(name)
         domain = self._domain(uuid)
         with errors.translated(f"deleting checkpoint {name} of {domain.name()}"):
-            checkpoints.delete(domain, bool(domain.isActive()), self._disks(domain, lenient=True), name)
+            checkpoints.delete(self.host, domain, bool(domain.isActive()), self._disks(domain, lenient=True), name)
 
     def leftovers(self, uuid: str) -> Leftovers:
         domain = self._domain(uuid)
         with errors.translated(f"looking for leftovers of {domain.name()}"):
             known = checkpoints.names(domain)
-            held = checkpoints.names_in_images(self._disks(domain, lenient=True))
+            held = checkpoints.names_in_images(self.host, self._disks(domain, lenient=True))
             running = _running_backup(domain)
         return Leftovers(
             machine=self._ref(domain),
@@ -243,7 +274,7 @@ class LibvirtHypervisor:
         if nvram is not None:
             if path is None:
                 raise UsageError(f"the point has NVRAM, but {domain.name()} is defined without")
-            local_files.write_nvram(Path(path), nvram)
+            host_files.write_nvram(self.host, Path(path), nvram)
         if start:
             with errors.translated(f"starting {domain.name()}"):
                 domain.create()
@@ -260,7 +291,7 @@ class LibvirtHypervisor:
                 domain.undefineFlags(_UNDEFINE)
 
     def volume_dir(self, pool: str) -> Path:
-        """Local folder of a storage pool. NotFound for an unknown pool, UsageError for one that is not a folder."""
+        """Folder of a storage pool. NotFound for an unknown pool, UsageError for one that is not a folder."""
         with errors.translated(f"looking at storage pool {pool}"):
             folder = domain_xml.pool_folder(self._pool(pool).XMLDesc(0))
         if folder is None:
@@ -280,6 +311,16 @@ class LibvirtHypervisor:
             if self._open is not None:
                 self._open.close()
                 self._open = None
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """What is done with a machine that may have been removed since it was listed."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if errors.code(error) != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
 
 
 def _answers(connection: libvirt.virConnect) -> bool:

@@ -1,4 +1,4 @@
-"""Everything that touches a hypervisor's files as local paths; a remote hypervisor replaces this file and no other.
+"""What a hypervisor's own files tell, through its `Host`.
 
 The header of a qcow2 image is read directly: it tells version and options without a process, and without a lock
 that a running QEMU would refuse. Bitmaps are asked of qemu-img, which knows their directory format.
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workers.contract.errors import Busy, DiskError, HypervisorError
-from workers.tools import run
+from workers.contract.hosts import Host, Seen
 
+HEAD = 112
+"""Bytes of an image that tell all that is asked here."""
 _MAGIC = b"QFI\xfb"
 # Offsets as in QEMU's docs/interop/qcow2.txt; a header of version 2 ends at byte 72.
 _VERSION_AT, _CLUSTER_BITS_AT, _FEATURES_AT, _COMPRESSION_AT = 4, 20, 72, 104
@@ -34,16 +36,14 @@ class ImageBitmap:
     """0: in the top image; else in its backing file at that depth."""
 
 
-def qcow2_options(path: Path) -> dict[str, str]:
+def qcow2_options(path: Path, seen: Seen) -> dict[str, str]:
     """Options of the qcow2 image at `path` under the names of `qemu-img create -o`; empty if it is not qcow2.
 
-    Raises HypervisorError if it cannot be read.
+    `seen` with the first `HEAD` bytes. Raises HypervisorError if it could not be read.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(112)
-    except OSError as error:
-        raise HypervisorError(f"cannot read {path}: {error.strerror}") from None
+    if seen.trouble:
+        raise HypervisorError(f"cannot read {path}: {seen.trouble}")
+    raw = seen.head
     if len(raw) < 72 or raw[:4] != _MAGIC:
         return {}
     (version,) = struct.unpack_from(">I", raw, _VERSION_AT)
@@ -63,7 +63,7 @@ def qcow2_options(path: Path) -> dict[str, str]:
     return options
 
 
-def bitmaps(path: Path, *, shared: bool) -> list[ImageBitmap]:
+def bitmaps(host: Host, path: Path, *, shared: bool) -> list[ImageBitmap]:
     """Bitmaps stored in the image at `path` and its backing files.
 
     `shared` reads beside a writer (`-U`): good for names only, every bitmap is in use then. Otherwise a writer is
@@ -71,7 +71,7 @@ def bitmaps(path: Path, *, shared: bool) -> list[ImageBitmap]:
     """
     argv = ["qemu-img", "info", "--output=json", "--backing-chain", *(["-U"] if shared else []), str(path)]
     try:
-        chain = json.loads(run(argv, timeout=30))
+        chain = json.loads(host.run(argv, timeout=30))
     except DiskError as error:
         if "lock" in str(error) or "another process" in str(error):
             raise Busy(f"{path} is being written by another process", hint="is the machine starting?") from None
@@ -83,56 +83,45 @@ def bitmaps(path: Path, *, shared: bool) -> list[ImageBitmap]:
     ]
 
 
-def remove_bitmap(path: Path, name: str) -> None:
+def remove_bitmap(host: Host, path: Path, name: str) -> None:
     """Remove a bitmap from the image at `path`, whatever its state. Busy if somebody writes the image."""
     try:
-        run(["qemu-img", "bitmap", "--remove", str(path), name], timeout=60)
+        host.run(["qemu-img", "bitmap", "--remove", str(path), name], timeout=60)
     except DiskError as error:
         if "lock" in str(error) or "another process" in str(error):
             raise Busy(f"{path} is being written by another process", hint="is the machine starting?") from None
         raise
 
 
-def identity(path: Path) -> str:
+def identity(path: Path, seen: Seen) -> str:
     """Changes when another image takes the place of the one at `path`; of a block device: its path."""
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise HypervisorError(f"cannot reach {path}: {error.strerror}") from None
-    return f"{path}:{found.st_ino}" if path.is_file() else str(path)
+    if not seen.exists:
+        raise HypervisorError(f"cannot reach {path}: {seen.trouble}")
+    return f"{path}:{seen.inode}" if seen.is_file else str(path)
 
 
-def read_nvram(path: Path) -> bytes | None:
+def read_nvram(host: Host, path: Path) -> bytes | None:
     """The UEFI variable store at `path`; None if it does not exist yet (the machine never ran)."""
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise HypervisorError(f"cannot read the NVRAM {path}: {error.strerror}") from None
+        return host.read(path)
+    except DiskError as error:
+        raise HypervisorError(f"the NVRAM: {error}") from None
 
 
-def write_nvram(path: Path, content: bytes) -> None:
+def write_nvram(host: Host, path: Path, content: bytes) -> None:
     """Put a UEFI variable store in place whole or not at all; libvirt gives it to QEMU's user at the start."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise HypervisorError(f"cannot write the NVRAM {path}: {error.strerror}") from None
+        host.write(path, content)
+    except DiskError as error:
+        raise HypervisorError(f"the NVRAM: {error}") from None
 
 
-def socket_folder(uri: str, domain_id: int) -> Path | None:
+def socket_folder(host: Host, uri: str, domain_id: int) -> Path | None:
     """The folder that libvirt made for the running machine `domain_id`: QEMU may write there under every AppArmor
     and SELinux policy. None if there is none."""
     if uri.endswith("/session"):
         root = Path(os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")) / "libvirt/qemu/lib"
     else:
         root = Path("/var/lib/libvirt/qemu")
-    found = sorted(root.glob(f"domain-{domain_id}-*"))
-    return found[0] if found else None
+    found = host.names(root, f"domain-{domain_id}-*")
+    return root / found[0] if found else None

@@ -1,0 +1,1 @@
+"""Where hypervisors run: implementations of `contract.hosts.Host`."""
