@@ -11,8 +11,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -28,14 +27,13 @@ from orchestrator.config_file import (
     VaultSection,
 )
 from orchestrator.config_mistakes import Mistake, describe, mistakes, suggest, syntax_error
+from orchestrator.config_place import find_config
+from orchestrator.protection import covers
 from orchestrator.toml_lines import key_lines
 from workers.config import ExtensionConfig, GuestAccess, HypervisorConfig, S3Access, VaultConfig, WorkerConfig
 from workers.contract.errors import ConfigError, NotFound, UsageError
 from workers.contract.machines import Value
 from workers.contract.points import Consistency
-
-FILE_NAME = "stillframe.toml"
-ENVIRONMENT = "STILLFRAME_CONFIG"
 
 
 class ExtensionSettings(Value):
@@ -100,41 +98,39 @@ class Config(Value):
             hint=f'--vault {next(iter(vaults))}, or vault = "{next(iter(vaults))}" in [backup]',
         )
 
-    def protected_by(self, hypervisor: str, machine: str) -> str | None:
-        """Name of the first `[protect.*]` section that covers the machine, if any."""
-        return next(iter(self.protections(hypervisor, machine)), None)
+    def protections(self, hypervisor: str, machine: str, tags: Collection[str]) -> list[str]:
+        """Names of all `[protect.*]` sections that cover the machine, in the order of the file."""
+        return [name for name, protect in self.protect.items() if covers(protect, hypervisor, machine, tags)]
 
-    def protections(self, hypervisor: str, machine: str) -> list[str]:
-        """Names of all `[protect.*]` sections that cover the machine."""
-        return [
-            name
-            for name, protect in self.protect.items()
-            if _covers(protect.machines or ["*"], hypervisor, machine)
-            and not _covers(protect.exclude, hypervisor, machine)
-        ]
+    def protected_by(
+        self, hypervisor: str, machine: str, tags: Collection[str], *, vault: str | None = None
+    ) -> str | None:
+        """Name of the section whose policy counts for the machine's backups: the first that covers it and goes into
+        `vault`, if that is given and there is one, else the first that covers it at all."""
+        found = self.protections(hypervisor, machine, tags)
+        into = [name for name in found if vault is not None and vault == self.vault_of(name)]
+        return next(iter(into or found), None)
 
-    def policy_for(self, hypervisor: str, machine: str) -> Policy | None:
-        """The policy of the machine's backups: that of the first section which covers it."""
-        name = self.protected_by(hypervisor, machine)
+    def vault_of(self, section: str) -> str | None:
+        """The vault of a `[protect.*]` section; None if it names none and there is no default."""
+        try:
+            return self.vault_name(self.protect[section].vault)
+        except UsageError:
+            return None
+
+    def policy_for(
+        self, hypervisor: str, machine: str, tags: Collection[str], *, vault: str | None = None
+    ) -> Policy | None:
+        """The policy of the machine's backups: see `protected_by`."""
+        name = self.protected_by(hypervisor, machine, tags, vault=vault)
         return self.policies[self.protect[name].policy] if name is not None else None
 
-    def policies_into(self, vault: str, hypervisor: str, machine: str) -> dict[str, Policy]:
+    def policies_into(self, vault: str, hypervisor: str, machine: str, tags: Collection[str]) -> dict[str, Policy]:
         """The policies, by name, of all sections that cover the machine and back it up into that vault. Raises
         UsageError if a section names no vault and there is no default."""
-        sections = [self.protect[name] for name in self.protections(hypervisor, machine)]
+        sections = [self.protect[name] for name in self.protections(hypervisor, machine, tags)]
         used = [section.policy for section in sections if self.vault_name(section.vault) == vault]
         return {name: self.policies[name] for name in used}
-
-    def asked_consistency(self, hypervisor: str, machine: str) -> Consistency | None:
-        """What the file asks for this machine in so many words, by its policy or under `[backup]`; None: nothing."""
-        policy = self.policy_for(hypervisor, machine)
-        if policy is not None and policy.consistency is not None:
-            return policy.consistency
-        return self.consistency if self.consistency_explicit else None
-
-
-def _covers(globs: Iterable[str], hypervisor: str, machine: str) -> bool:
-    return any(fnmatchcase(f"{hypervisor}/{machine}" if "/" in glob else machine, glob) for glob in globs)
 
 
 def _choices(word: str, known: Iterable[str]) -> str:
@@ -143,35 +139,6 @@ def _choices(word: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {near[0]}?"
     return f"there are: {', '.join(names)}" if names else ""
-
-
-def usual_places() -> list[Path]:
-    """Where a configuration is looked for when none is named, in this order."""
-    return [Path(FILE_NAME), Path.home() / ".config/stillframe" / FILE_NAME, Path("/etc/stillframe") / FILE_NAME]
-
-
-def named_config(explicit: Path | None, environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The file that was asked for by option or environment, whether it exists or not."""
-    if explicit is not None:
-        return explicit.expanduser()
-    named = environment.get(ENVIRONMENT)
-    return Path(named).expanduser() if named else None
-
-
-def find_config(explicit: Path | None) -> Path:
-    """The configuration file to use. Raises ConfigError if there is none."""
-    named = named_config(explicit)
-    if named is not None:
-        if not named.is_file():
-            raise ConfigError(
-                f"{named}: no such configuration file", hint=f"`stillframe init --config {named}` writes one"
-            )
-        return named
-    for place in usual_places():
-        if place.is_file():
-            return place.absolute()
-    looked = ", ".join(str(place) for place in usual_places())
-    raise ConfigError(f"no configuration found (looked for {looked})", hint="`stillframe init` writes one")
 
 
 def load_config(path: Path | None) -> Config:

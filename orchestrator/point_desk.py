@@ -225,12 +225,13 @@ class PointDesk:
                 alive.setdefault(row.machine_uuid, []).append(row)
         views = []
         for uuid, of_machine in alive.items():
-            known = seen.get(uuid) or document(of_machine[-1]).machine
-            views += self._decide(vault_name, (known.hypervisor, known.name), of_machine, trash.pinned)
+            known, last = seen.get(uuid), document(of_machine[-1]).machine
+            where, tags = known or last, known.tags.splitlines() if known else []
+            views += self._decide(vault_name, (where.hypervisor, where.name, tags), of_machine, trash.pinned)
         return views
 
     def _decide(
-        self, vault_name: str, machine: tuple[str, str], rows: list[PointRow], pins: dict[str, str]
+        self, vault_name: str, machine: tuple[str, str, list[str]], rows: list[PointRow], pins: dict[str, str]
     ) -> list[ExpiryView]:
         from orchestrator.policies import Candidate, decide
 

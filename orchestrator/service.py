@@ -6,55 +6,33 @@ them. Everything returned is a frozen value.
 
 from __future__ import annotations
 
-import secrets
-import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypedDict
+from typing import TYPE_CHECKING, Self
 
 from orchestrator import find
 from orchestrator.catalog import owner
-from orchestrator.catalog.jobs import (
-    add_job,
-    events_of,
-    find_job,
-    load_job,
-    owner_of,
-    recent_jobs,
-    unsettled,
-)
-from orchestrator.catalog.points import (
-    document,
-    extensions,
-    newest_base,
-    newest_points,
-    points_of,
-    see_machine,
-)
-from orchestrator.catalog.schema import PointRow
+from orchestrator.catalog.fleet import NOTHING_KNOWN, known_machines, newest_points
+from orchestrator.catalog.jobs import events_of, find_job, load_job, owner_of, recent_jobs, unsettled
+from orchestrator.catalog.points import tags_of
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
-from orchestrator.config_file import Policy
 from orchestrator.diff_desk import DiffDesk
 from orchestrator.guest_desk import GuestDesk
 from orchestrator.integrity_desk import Advance, IntegrityDesk
-from orchestrator.jobs.backup_job import BackupJob
-from orchestrator.jobs.restore import RestoreJob
+from orchestrator.job_desk import JobDesk
 from orchestrator.jobs.states import TERMINAL
 from orchestrator.key_desk import KeyDesk
 from orchestrator.lock_desk import LockDesk
 from orchestrator.point_desk import PointDesk
 from orchestrator.replica_desk import ReplicaDesk
 from orchestrator.upkeep_desk import UpkeepDesk
-from orchestrator.vault_desk import VaultDesk, require_primary
+from orchestrator.vault_desk import VaultDesk
 from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view
 from workers.context import Context
-from workers.contract.errors import HypervisorError, NotFound, StillframeError, UsageError
-from workers.contract.guests import ExtensionState
-from workers.contract.machines import MachineRef, MachineSummary
-from workers.contract.messages import IMAGE_FORMATS, CancelRequested, ImageFormat
-from workers.contract.points import Consistency
+from workers.contract.errors import HypervisorError, StillframeError, UsageError
+from workers.contract.machines import MachineSummary
+from workers.contract.messages import CancelRequested
 
 if TYPE_CHECKING:
     from orchestrator.engine import Engine
@@ -66,15 +44,6 @@ __all__ = ["JobView", "MachineView", "PointView", "Service", "VaultView"]
 
 POLL = 0.2
 """Seconds between looks at a job that may move in another process."""
-
-
-class _Asked(TypedDict):
-    """What a backup asks of its guest."""
-
-    goal: Consistency
-    goal_asked: bool
-    require: bool
-    options: dict[str, str]
 
 
 class Service:
@@ -95,6 +64,18 @@ class Service:
         self.integrity = IntegrityDesk(config, catalog, self._context)
         self.keys = KeyDesk(config, self._context)
         self.locks = LockDesk(config, self._context, self.keys, _user)
+        self._jobs = JobDesk(
+            config,
+            catalog,
+            self.guests,
+            self.replicas,
+            machine_named=lambda wanted: self._summary(wanted, disks=False).machine,
+            owner=owner.this_process,
+            begin=self._begin,
+        )
+        self.start_backup = self._jobs.start_backup
+        self.start_restore_disk = self._jobs.start_restore_disk
+        self.start_restore_machine = self._jobs.start_restore_machine
         self._running: Engine | None = None
         self.settled: list[str] = []
         """What was settled at the start."""
@@ -148,25 +129,30 @@ class Service:
 
     def machines(self, hypervisor: str | None = None) -> list[MachineView]:
         """All machines of one or all hypervisors. Raises HypervisorUnreachable only if none can be asked."""
-        summaries = self._summaries(hypervisor)
-        with self._catalog.read() as session:
-            last, known = newest_points(session), extensions(session)
-        return [self._machine_view(summary, last, known) for summary in summaries]
+        return self._machine_views(self._summaries(hypervisor))
 
     def machine(self, wanted: str) -> MachineView:
         """By UUID, name, or `hypervisor/name`. Raises NotFound, UsageError, HypervisorUnreachable."""
-        summary = self._summary(wanted)
-        with self._catalog.read() as session:
-            last, known = newest_points(session), extensions(session)
-        return self._machine_view(summary, last, known)
+        return self._machine_views([self._summary(wanted)])[0]
 
-    def _machine_view(
-        self, summary: MachineSummary, last: dict[str, PointRow], known: dict[str, ExtensionState]
-    ) -> MachineView:
-        machine = summary.machine
-        protected = self._config.protected_by(machine.hypervisor, machine.name) is not None
-        extension = known.get(machine.uuid)
-        return machine_view(summary, last.get(machine.uuid), protected=protected, extension=extension)
+    def sections_of(self, machine: MachineView) -> list[str]:
+        """Names of all `[protect.*]` sections that cover it."""
+        with self._catalog.read() as session:
+            tags = tags_of(session, machine.uuid)
+        return self._config.protections(machine.hypervisor, machine.name, tags)
+
+    def _machine_views(self, summaries: Sequence[MachineSummary]) -> list[MachineView]:
+        uuids = [summary.machine.uuid for summary in summaries]
+        with self._catalog.read() as session:
+            last, known = newest_points(session, uuids), known_machines(session, uuids)
+        views = []
+        for summary in summaries:
+            machine = summary.machine
+            seen = known.get(machine.uuid, NOTHING_KNOWN)
+            section = self._config.protected_by(machine.hypervisor, machine.name, seen.tags)
+            protected, extension = section is not None, seen.extension
+            views.append(machine_view(summary, last.get(machine.uuid), protected=protected, extension=extension))
+        return views
 
     def _summaries(self, hypervisor: str | None = None, *, disks: bool = True) -> list[MachineSummary]:
         names = [hypervisor] if hypervisor else list(self._config.worker.hypervisors)
@@ -190,136 +176,10 @@ class Service:
 
     # --- jobs ------------------------------------------------------------------------------------------------------
 
-    def start_backup(
-        self,
-        machine: str,
-        *,
-        full: bool = False,
-        goal: Consistency | None = None,
-        require: bool | None = None,
-        exclude: Sequence[str] = (),
-        vault: str | None = None,
-    ) -> str:
-        """Begin a backup in this process; its job's id. What is None, the machine's policy says, or `[backup]`.
-        Raises Busy if another job works on the machine."""
-        vault_name = require_primary(self._config, vault)
-        found = self._summary(machine, disks=False).machine
-        asked = self._asked(found, goal, require)
-        warnings = self.guests.refresh_packages() if asked["goal"] is not Consistency.CRASH else []
-        with self._catalog.write() as session:
-            base = newest_base(session, found.uuid, vault_name)
-            job = BackupJob(
-                id=_new_job_id(),
-                machine=found,
-                vault=vault_name,
-                point=secrets.token_hex(16),
-                force_full=full,
-                exclude=list(exclude),
-                block_size=self._config.worker.block_size,
-                block_size_rules=self._config.block_sizes,
-                base=base,
-                earlier=bool(points_of(session, {found.uuid}, vault=vault_name)),
-                warnings=warnings,
-                **asked,
-            )
-            uses = base.id if base else ""
-            name, lock = (found.uuid, found.name), f"machine:{found.uuid}"
-            add_job(session, job, owner.this_process(), machine=name, lock=lock, uses_point=uses)
-            see_machine(session, found)
-        self._engine.controller.start(job.id)
-        return job.id
-
-    def _asked(self, machine: MachineRef, goal: Consistency | None, require: bool | None) -> _Asked:
-        policy = self._config.policy_for(machine.hypervisor, machine.name) or Policy()
-        return {
-            "goal": goal or policy.consistency or self._config.consistency,
-            "goal_asked": bool(goal or policy.consistency or self._config.consistency_explicit),
-            "require": policy.require if require is None else require,
-            "options": {**self._config.extension.options, **policy.options},
-        }
-
-    def start_restore_disk(
-        self, point_ref: str, target: str, *, to: Path, format: str | None = None, vault: str | None = None
-    ) -> str:
-        """Begin to write one disk of a point into the new file `to`; from `vault`, else from one that has it. Raises
-        NotFound, Busy."""
-        wanted = _format(format)
-        held_by, remarks = self.replicas.holder(point_ref, vault)
-        with self._catalog.write() as session:
-            row = find.point_named(session, point_ref)
-            point = document(row)
-            if target not in [disk.target for disk in point.disks]:
-                there = ", ".join(disk.target for disk in point.disks)
-                raise NotFound(f"point {row.id[:8]} has no disk {target!r}", hint=f"it has: {there}")
-            job = RestoreJob(
-                id=_new_job_id(),
-                vault=held_by,
-                warnings=remarks,
-                point=row.id,
-                targets=[target],
-                to=str(to.absolute()),
-                format=wanted,
-            )
-            machine = (row.machine_uuid, row.machine_name)
-            add_job(
-                session, job, owner.this_process(), machine=machine, lock=f"file:{to.absolute()}", uses_point=row.id
-            )
-        self._engine.controller.start(job.id)
-        return job.id
-
-    def start_restore_machine(
-        self,
-        point_ref: str,
-        *,
-        name: str | None = None,
-        directory: Path | None = None,
-        pool: str | None = None,
-        start: bool = False,
-        replace: bool = False,
-        hypervisor: str | None = None,
-        vault: str | None = None,
-    ) -> str:
-        """Begin to restore a machine as a new one, or (`replace`) in place of the original; from `vault`, else from
-        one that has the point. Raises NotFound, Busy."""
-        held_by, remarks = self.replicas.holder(point_ref, vault)
-        with self._catalog.write() as session:
-            row = find.point_named(session, point_ref)
-            point = document(row)
-            if replace and directory is None and pool is None:
-                directory = Path(point.disks[0].source).parent
-            new_name = point.machine.name if replace else name or f"{point.machine.name}-restored"
-            if "/" in new_name or new_name in (".", ".."):
-                raise UsageError(f"a machine cannot be named {new_name!r}: its disks are files of that name")
-            new_uuid = point.machine.uuid if replace else str(uuid.uuid4())
-            job = RestoreJob(
-                id=_new_job_id(),
-                vault=held_by,
-                warnings=remarks,
-                point=row.id,
-                hypervisor=self._restore_host(hypervisor, point.machine.hypervisor),
-                name=new_name,
-                uuid=new_uuid,
-                directory=str(directory) if directory else None,
-                pool=pool,
-                replace=replace,
-                start=start,
-            )
-            machine, lock = (new_uuid, new_name), f"machine:{new_uuid}"
-            add_job(session, job, owner.this_process(), machine=machine, lock=lock, uses_point=row.id)
-        self._engine.controller.start(job.id)
-        return job.id
-
-    def _restore_host(self, asked: str | None, original: str) -> str:
-        known = self._config.worker.hypervisors
-        if asked is not None and asked not in known:
-            raise NotFound(f"no hypervisor {asked!r} is configured", hint=f"there are: {', '.join(known) or 'none'}")
-        chosen = asked or (original if original in known else None)
-        if chosen is None and len(known) == 1:
-            chosen = next(iter(known))
-        if chosen is None:
-            hint = f"--hypervisor {next(iter(known))}" if known else "add a [hypervisors.local] section"
-            raise UsageError(f"the point's hypervisor {original} is not configured", hint=hint)
-        return chosen
+    def _begin(self, jobs: Sequence[str]) -> None:
+        """Have queued jobs begun."""
+        for job in jobs:
+            self._engine.controller.start(job)
 
     def job(self, job_id: str) -> JobView:
         """By id or unique beginning of one. Raises NotFound, UsageError."""
@@ -401,17 +261,6 @@ class Service:
     def init_vault(self, name: str) -> str | None:
         """Make a vault and its key; the recovery phrase, to be shown once. None: it exists already."""
         return self._desk.init(name)
-
-
-def _new_job_id() -> str:
-    return secrets.token_hex(6)
-
-
-def _format(word: str | None) -> ImageFormat | None:
-    found = next((format for format in IMAGE_FORMATS if format == word), None)
-    if word is not None and found is None:
-        raise UsageError(f"the format of a disk cannot be {word!r}", hint=f"there are: {', '.join(IMAGE_FORMATS)}")
-    return found
 
 
 def _user() -> str:

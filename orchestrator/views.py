@@ -21,6 +21,7 @@ from workers.contract.messages import Progress
 from workers.contract.points import Bottleneck, Consistency, DiskPoint, Mode, NotIncluded
 
 if TYPE_CHECKING:
+    from orchestrator.catalog.fleet import Newest
     from orchestrator.catalog.schema import EventRow, JobRow, PointRow
 
 
@@ -138,6 +139,8 @@ class JobView(Value):
     progress: list[Progress]
     disks: list[dict[str, str]]
     """target, mode, reason of each disk of a backup; targets of a restore."""
+    goal: Consistency | None = None
+    """Of a backup: what was asked for in so many words, by somebody or in the configuration."""
     extension: ExtensionState | None = None
     """Of a backup: the extension as it was found in the guest."""
     guest: GuestReport | None = None
@@ -182,10 +185,8 @@ class InstalledView(Value):
 
 
 def machine_view(
-    summary: MachineSummary, last: PointRow | None, *, protected: bool, extension: ExtensionState | None = None
+    summary: MachineSummary, last: Newest | None, *, protected: bool, extension: ExtensionState | None = None
 ) -> MachineView:
-    from orchestrator.catalog.points import document
-
     return MachineView(
         name=summary.machine.name,
         uuid=summary.machine.uuid,
@@ -201,7 +202,7 @@ def machine_view(
             )
             for disk in summary.disks
         ],
-        last_point=last and LastPoint(id=last.id, time=last.time, consistency=document(last).consistency),
+        last_point=last and LastPoint(id=last.id, time=last.time, consistency=last.consistency),
         protected=protected,
         extension=extension,
     )
@@ -257,6 +258,7 @@ def job_view(row: JobRow, job: AnyJob, events: Sequence[EventRow]) -> JobView:
         result=_result(job),
         progress=[],
         disks=_disks(job),
+        goal=job.goal if isinstance(job, BackupJob) and job.goal_asked else None,
         extension=job.extension if isinstance(job, BackupJob) else None,
         guest=job.guest if isinstance(job, BackupJob) else None,
         events=[

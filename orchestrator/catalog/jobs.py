@@ -18,8 +18,9 @@ from orchestrator.jobs.docs import JOB, AnyJob, hypervisor_of
 from orchestrator.jobs.states import TERMINAL
 from workers.contract.errors import Busy, NotFound, UsageError
 
-RESTORE, BACKUP, UPKEEP = 0, 10, 20
-"""Usual priorities: of the jobs that wait, the lowest begins first. A policy moves its backups by four at most."""
+RESTORE, ASKED, BACKUP, UPKEEP = 0, 5, 10, 20
+"""Usual priorities: of the jobs that wait, the lowest begins first. ASKED: a backup that somebody asked for, and may
+wait for at a terminal. A policy moves its backups by four at most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ def put_point(session: Session, vault: str, point: Point) -> None:
         "machine_uuid": point.machine.uuid,
         "machine_name": point.machine.name,
         "time": point.time,
+        "consistency": point.consistency.value,
         "has_checkpoint": any(disk.checkpoint for disk in point.disks),
         "locked_until": point.locked_until,
         "doc": bare.model_dump_json(),
@@ -72,6 +73,11 @@ def points_of(
     return session.exec(query).all()
 
 
+def has_points(session: Session, machine_uuid: str, vault: str) -> bool:
+    found = select(PointRow.id).where(PointRow.machine_uuid == machine_uuid, PointRow.vault == vault)
+    return session.exec(found.limit(1)).first() is not None
+
+
 def machines_named(session: Session, name: str) -> dict[str, str]:
     """UUID → hypervisor of the machines meant by `name`: a UUID, `hypervisor/name`, or a name. A name means the
     machines that have it now; if none has, those that once had it."""
@@ -86,11 +92,6 @@ def machines_named(session: Session, name: str) -> dict[str, str]:
 
 def points_with_prefix(session: Session, prefix: str, limit: int = 3) -> Sequence[PointRow]:
     return session.exec(select(PointRow).where(col(PointRow.id).startswith(prefix, autoescape=True)).limit(limit)).all()
-
-
-def newest_points(session: Session) -> dict[str, PointRow]:
-    """Machine UUID → its newest point that is not deleted."""
-    return {row.machine_uuid: row for row in points_of(session) if row.deleted_until is None}
 
 
 def remove_point(session: Session, point_id: str) -> None:
@@ -137,6 +138,12 @@ def see_machine(session: Session, machine: MachineRef, seen: datetime | None = N
         )
     )
     session.flush()
+
+
+def tags_of(session: Session, machine_uuid: str) -> list[str]:
+    """As the last discovery found them; none of a machine that was never seen."""
+    tags = session.exec(select(MachineRow.tags).where(MachineRow.uuid == machine_uuid)).first()
+    return (tags or "").splitlines()
 
 
 def put_extension(session: Session, machine_uuid: str, state: ExtensionState) -> None:

@@ -119,6 +119,8 @@ class PointRow(SQLModel, table=True):
     machine_uuid: str
     machine_name: str = Field(index=True)
     time: datetime = Field(sa_type=UtcDateTime, index=True)
+    consistency: str = Field(default="", sa_type=Text)
+    """A `Consistency`, as in the manifest."""
     has_checkpoint: bool
     """Some disk refers to a checkpoint: it can be the base of an incremental."""
     damaged: str = Field(default="", sa_type=Text)
@@ -167,6 +169,13 @@ class DutyRow(SQLModel, table=True):
     handled: datetime = Field(sa_type=UtcDateTime)
     outcome: str = Field(default="", sa_type=Text)
     """What was decided then, in words: `job 1a2b…`, `left out: …`."""
+    policy: str = Field(default="", sa_type=Text)
+    """Of a machine: the policy, vault and schedule that are in force for it; when one of them changes, what was missed
+    by the old one is not made up for by the new."""
+    vault: str = Field(default="", sa_type=Text)
+    schedule: str = Field(default="", sa_type=Text)
+    first: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """When a first backup is owed beside the schedule, whose next moment is too far away; None: none is."""
 
 
 class LeaseRow(SQLModel, table=True):

@@ -133,7 +133,7 @@ def show_result(session: Session, view: JobView, goal: str | None) -> int:
     """Show how a backup ended; its exit code."""
     out = session.out
     point = session.service.point(view.point) if view.point and view.error is None else None
-    code = view.error.exit_code if view.error else _degraded(session, view, point, goal)
+    code = view.error.exit_code if view.error else _degraded(view, point, goal)
     out.record("backup", _result(view, point, code))
     if view.error is not None:
         if not out.as_json:
@@ -163,11 +163,11 @@ def _result(view: JobView, point: PointView | None, code: int) -> dict[str, obje
     }
 
 
-def _degraded(session: Session, view: JobView, point: PointView | None, goal: str | None) -> int:
+def _degraded(view: JobView, point: PointView | None, goal: str | None) -> int:
     """3 if the point is worth less than was asked for in so many words, or if something has to be looked at."""
     if point is None:
         return OK
-    wanted = consistency(goal) or session.config.asked_consistency(view.hypervisor, view.machine)
+    wanted = consistency(goal) or view.goal
     if point.alerts or (wanted is not None and point.consistency.rank < wanted.rank):
         return DEGRADED
     return OK

@@ -142,7 +142,8 @@ def _vault_opens(worker: WorkerConfig, name: str, vault: VaultConfig) -> bool:
 def _write_configuration(session: Session, vault: Path | None, hypervisor: str) -> bool:
     """Write a configuration where there is none. Raises ConfigError if it cannot be written, UsageError if options
     for a new one are given beside one that exists."""
-    from orchestrator.config import FILE_NAME, named_config, parse_config, usual_places
+    from orchestrator.config import parse_config
+    from orchestrator.config_place import FILE_NAME, named_config, usual_places
     from workers.contract.errors import ConfigError, UsageError
 
     named = named_config(session.settings.config)

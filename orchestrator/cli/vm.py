@@ -94,7 +94,7 @@ def unprotect(session: Session, vm: Vm, dry_run: DryRun = False) -> None:
     """
     machine = session.service.machine(vm)
     config = session.config
-    sections = config.protections(machine.hypervisor, machine.name)
+    sections = session.service.sections_of(machine)
     for name in sections:
         machines = config.protect[name].machines or []
         session.out.record("protected_by", {"machine": machine.name, "section": name, "machines": machines})

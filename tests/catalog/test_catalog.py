@@ -81,6 +81,7 @@ def test_migrations_lead_to_the_tables_that_the_code_expects(catalog: Catalog) -
         ("remove_index", "alert_one_standing_per_key"),
         ("remove_index", "job_one_active_per_lock"),
         ("remove_index", "job_unsettled"),
+        ("remove_index", "point_newest"),
     }
     config = Config()
     config.set_main_option("script_location", "orchestrator.catalog:migrations")

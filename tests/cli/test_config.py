@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import Config, find_config, load_config, parse_config
+from orchestrator.config import Config, load_config, parse_config
+from orchestrator.config_place import find_config
 from workers.config import ExtensionConfig, GuestAccess
 from workers.contract.errors import ConfigError, NotFound, UsageError
 from workers.contract.points import Consistency
@@ -49,8 +50,8 @@ def test_the_example_of_the_design_is_understood() -> None:
     assert config.worker.vaults["main"].url == "file:///var/lib/stillframe/vault"
     assert config.worker.hypervisors["lab1"].uri == "qemu+ssh://root@lab1/system"
     assert config.policies["gold"].retention is not None
-    assert config.protected_by("lab1", "web-7") == "web"
-    assert config.protected_by("lab1", "db-7") is None
+    assert config.protected_by("lab1", "web-7", ()) == "web"
+    assert config.protected_by("lab1", "db-7", ()) is None
     assert config.vault_name() == "main"
     assert config.consistency is Consistency.APPLICATION
     assert not config.consistency_explicit
@@ -290,18 +291,9 @@ policy = "plain"
 
 def test_the_policy_of_a_machine_is_that_of_the_first_section_which_covers_it() -> None:
     config = parsed(POLICIES)
-    gold = config.policy_for("lab1", "web-1")
+    gold = config.policy_for("lab1", "web-1", ())
     assert gold is not None
     assert (gold.require, gold.options) == (True, {"postgresql": "backup"})
-    assert config.policy_for("lab1", "web-9") == config.policies["plain"]
-    assert config.policy_for("lab2", "web-9") is None
-    assert config.protections("lab1", "web-1") == ["web", "all"]
-
-
-def test_a_goal_counts_as_asked_for_only_where_it_is_written() -> None:
-    config = parsed(POLICIES)
-    assert config.asked_consistency("lab1", "web-1") is Consistency.APPLICATION
-    assert config.asked_consistency("lab1", "web-9") is Consistency.CRASH
-    plain = parsed(POLICIES.replace('[backup]\nconsistency = "crash"\n', ""))
-    assert plain.asked_consistency("lab1", "web-1") is Consistency.APPLICATION
-    assert plain.asked_consistency("lab1", "web-9") is None
+    assert config.policy_for("lab1", "web-9", ()) == config.policies["plain"]
+    assert config.policy_for("lab2", "web-9", ()) is None
+    assert config.protections("lab1", "web-1", ()) == ["web", "all"]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.catalog.points import mark_damaged, newest_base, newest_points, put_point, see_machine
+from orchestrator.catalog.fleet import newest_points
+from orchestrator.catalog.points import mark_damaged, newest_base, put_point, see_machine
 from orchestrator.catalog.schema import PointRow
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config, parse_config

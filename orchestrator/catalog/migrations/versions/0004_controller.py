@@ -37,7 +37,8 @@ def upgrade() -> None:
         sa.Column("subject", sa.String(), primary_key=True),
         sa.Column("section", sa.String(), primary_key=True),
         sa.Column("handled", _UTC, nullable=False),
-        _text("outcome"),
+        *(_text(name) for name in ("outcome", "policy", "vault", "schedule")),
+        sa.Column("first", _UTC, nullable=True),
     )
     op.create_table(
         "lease", sa.Column("name", sa.String(), primary_key=True), _word("holder"), sa.Column("until", _UTC)
@@ -52,6 +53,7 @@ def upgrade() -> None:
         _text("doc"),
     )
     _alert()
+    _points()
     op.create_table(
         "vault_look",
         sa.Column("id", sa.Integer(), primary_key=True),
@@ -105,6 +107,22 @@ def _alert() -> None:
         "alert",
         ["key"],
         unique=True,
+        sqlite_where=standing,
+        postgresql_where=standing,
+    )
+
+
+def _points() -> None:
+    """What a list of machines shows of the newest point of each, without its document, and found by one seek."""
+    op.add_column("point", _text("consistency"))
+    postgresql = op.get_bind().dialect.name == "postgresql"
+    found = "(doc::json)->>'consistency'" if postgresql else "json_extract(doc, '$.consistency')"
+    op.execute(f"UPDATE point SET consistency = {found}")
+    standing = sa.text("deleted_until IS NULL")
+    op.create_index(
+        "point_newest",
+        "point",
+        ["machine_uuid", "time", "id"],
         sqlite_where=standing,
         postgresql_where=standing,
     )
