@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from orchestrator import find
+from orchestrator import audit, find
+from orchestrator.audit import Act, Journal, audited
 from orchestrator.catalog import owner
 from orchestrator.catalog.fleet import NOTHING_KNOWN, known_machines, newest_points
 from orchestrator.catalog.jobs import events_of, find_job, load_job, owner_of, recent_jobs, unsettled
@@ -26,9 +27,11 @@ from orchestrator.key_desk import KeyDesk
 from orchestrator.lock_desk import LockDesk
 from orchestrator.point_desk import PointDesk
 from orchestrator.replica_desk import ReplicaDesk
+from orchestrator.status_desk import StatusDesk
 from orchestrator.upkeep_desk import UpkeepDesk
 from orchestrator.vault_desk import VaultDesk
 from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view
+from orchestrator.watch_desk import WatchDesk
 from workers.context import Context
 from workers.contract.errors import HypervisorError, StillframeError, UsageError
 from workers.contract.machines import MachineSummary
@@ -76,9 +79,45 @@ class Service:
         self.start_backup = self._jobs.start_backup
         self.start_restore_disk = self._jobs.start_restore_disk
         self.start_restore_machine = self._jobs.start_restore_machine
+        self.watch = WatchDesk(lambda: config, catalog, self._context, self.integrity)
+        """What did not happen, or has no job: chores."""
+        self.status = StatusDesk(lambda: config, catalog, self.watch, lambda _: {})
+        """How everything stands; alerts."""
+        self.audit = Journal(catalog, self._named)
+        """Who did what."""
+        for desk, acts in self._changing():
+            audited(desk, self.audit, acts)
         self._running: Engine | None = None
         self.settled: list[str] = []
         """What was settled at the start."""
+
+    def _changing(self) -> list[tuple[object, dict[str, Act]]]:
+        """What of the desks changes something."""
+        return [
+            (self, audit.SERVICE),
+            (self._desk, audit.VAULTS),
+            (self.guests, audit.GUESTS),
+            (self.point_desk, audit.POINTS),
+            (self.replicas, audit.REPLICAS),
+            (self.upkeep, audit.UPKEEP),
+            (self.integrity, audit.INTEGRITY),
+            (self.keys, audit.KEYS),
+            (self.locks, audit.LOCKS),
+            (self.status, audit.STATUS),
+        ]
+
+    def _named(self, argument: str, value: object) -> object:
+        """What an argument means, for the audit log."""
+        match argument, value:
+            case "name" | "vault_name", str() | None:
+                return self._config.vault_name(value)
+            case "ref", str():
+                point = self.point(value)
+                return f"{point.machine} {point.id}"
+            case "job_id", str():
+                with self._catalog.read() as session:
+                    return find_job(session, value).id
+        return value
 
     @staticmethod
     def open(config: Config, *, reconcile: bool = True) -> Service:

@@ -14,7 +14,20 @@ from typing import Annotated, Protocol, cast
 
 import typer
 
-from orchestrator.cli import backup, extension, first_steps, job, point_content, policy, restore, vault, vm
+from orchestrator.cli import (
+    alert,
+    audit,
+    backup,
+    extension,
+    first_steps,
+    job,
+    point_content,
+    policy,
+    restore,
+    status,
+    vault,
+    vm,
+)
 from orchestrator.cli.options import ConfigOption, JsonOption, QuietOption, VerboseOption, YesOption
 from orchestrator.cli.run import INTERRUPTED, Settings
 
@@ -26,6 +39,7 @@ app = typer.Typer(
     add_completion=False,
 )
 first_steps.register(app)
+status.register(app)
 app.add_typer(vm.app, name="vm")
 app.add_typer(backup.app, name="backup")
 app.add_typer(point_content.app, name="point")
@@ -34,6 +48,8 @@ app.add_typer(restore.app, name="restore")
 app.add_typer(job.app, name="job")
 app.add_typer(vault.app, name="vault")
 app.add_typer(extension.app, name="extension")
+app.add_typer(alert.app, name="alert")
+app.add_typer(audit.app, name="audit")
 
 
 def _version(asked: bool) -> None:
