@@ -78,7 +78,8 @@ class WatchDesk:
                 protected.add(place.uuid)
             periods = [pause for name in policies if (pause := pauses[name]) is not None]
             if periods:
-                watched = Watched(place.uuid, place.name, min(periods), last[place.uuid].time if place.uuid in last else None)
+                newest = last.get(place.uuid)
+                watched = Watched(place.uuid, place.name, min(periods), newest.time if newest else None)
                 found += alarms.stale(watched, standing, now)
         if config.protect:
             found += alarms.over(standing, protected)
