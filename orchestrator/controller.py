@@ -7,10 +7,11 @@ it. What is sent twice is harmless by contract.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from orchestrator.catalog.jobs import Stale, append_event, load_job, store_job
 from orchestrator.catalog.points import put_extension, put_point, see_machine
@@ -18,8 +19,9 @@ from orchestrator.catalog.store import Catalog
 from orchestrator.job_alarms import tell
 from orchestrator.jobs import docs
 from orchestrator.jobs.backup_job import BackupJob
+from orchestrator.jobs.states import JobState
 from orchestrator.jobs.words import describe
-from workers.app import ADVANCE, CONTROL, RESCUE, host_queue
+from workers.app import ADVANCE, CONTROL, host_queue, rescue_queue
 from workers.contract.messages import EVENT, Command, Event
 
 if TYPE_CHECKING:
@@ -30,15 +32,22 @@ Job = docs.AnyJob
 Send = Callable[[Command, str], None]
 """Send a command to a queue."""
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_Moved = tuple[Job, Job, list[Command]]
+"""A job before, after, and what follows."""
+
 TRIES = 20
+GIVEN_UP = ("worker_lost", "timed_out")
 
 
 def queue_of(job: Job, command: Command) -> str:
     """Thaws never stand behind transfers; what needs a hypervisor runs beside it."""
-    if command.kind == "thaw":
-        return RESCUE
     hypervisor = docs.hypervisor_of(job)
-    return host_queue(hypervisor) if hypervisor else CONTROL
+    if not hypervisor:
+        return CONTROL
+    return rescue_queue(hypervisor) if command.kind == "thaw" else host_queue(hypervisor)
 
 
 def _no_stop(_job: str) -> None:
@@ -67,8 +76,19 @@ class Controller:
         self._changed = changed
 
     def start(self, job_id: str) -> None:
-        """Begin a queued job."""
+        """Begin a queued job, whatever else is under way: see `dispatcher` for who asks first."""
         self._step(job_id, docs.start, "started", "started")
+
+    def start_chosen(self, choose: Callable[[Session], list[str]]) -> list[str]:
+        """Begin the queued jobs that `choose` names, in the transaction in which it was asked; their ids."""
+
+        def begin(session: Session) -> list[_Moved]:
+            return [self._apply(session, job_id, docs.start, "started", "started") for job_id in choose(session)]
+
+        moved = self._transact(begin)
+        for before, after, commands in moved:
+            self._follow("started", before, after, commands)
+        return [after.id for _, after, _ in moved]
 
     def retry_release(self, job_id: str) -> None:
         """Release again what a failed release has left. Raises Busy if another job works there now."""
@@ -79,30 +99,35 @@ class Controller:
         self._step(job_id, lambda job: docs.advance(job, event), event.kind, describe(event))
 
     def _step(self, job_id: str, decide: Callable[[Job], docs.Step], kind: str, text: str) -> None:
+        moved = self._transact(lambda session: self._apply(session, job_id, decide, kind, text))
+        self._follow(kind, *moved)
+
+    def _transact(self, act: Callable[[Session], T]) -> T:
         for tries_left in reversed(range(TRIES)):
             try:
-                before, after, commands = self._commit(job_id, decide, kind, text)
-                break
+                with self._catalog.write() as session:
+                    return act(session)
             except (Stale, OperationalError):  # somebody else was first, or the database is busy or away for a moment
                 if not tries_left:
                     raise
+        raise AssertionError("the last try has raised")
+
+    def _follow(self, kind: str, before: Job, after: Job, commands: list[Command]) -> None:
         for command in commands:
             self._send(command, queue_of(after, command))
-        if after.stopping and not before.stopping:
-            self._stop(job_id)
+        # Also the tasks of a job that was given up, in case that they live: nothing that they do is wanted any more.
+        if (after.stopping and not before.stopping) or (kind in GIVEN_UP and before.state is JobState.TRANSFERRING):
+            self._stop(after.id)
         self._changed(after)
 
-    def _commit(
-        self, job_id: str, decide: Callable[[Job], docs.Step], kind: str, text: str
-    ) -> tuple[Job, Job, list[Command]]:
-        with self._catalog.write() as session:
-            row, before = load_job(session, job_id)
-            after, commands = decide(before)
-            append_event(session, job_id, kind, text, effective=after != before or bool(commands))
-            if after != before:
-                store_job(session, after, row.version)
-                _register(session, before, after)
-                tell(session, row, before, after)
+    def _apply(self, session: Session, job_id: str, decide: Callable[[Job], docs.Step], kind: str, text: str) -> _Moved:
+        row, before = load_job(session, job_id)
+        after, commands = decide(before)
+        append_event(session, job_id, kind, text, effective=after != before or bool(commands))
+        if after != before:
+            store_job(session, after, row.version)
+            _register(session, before, after)
+            tell(session, row, before, after)
         return before, after, commands
 
 
@@ -117,13 +142,27 @@ def _register(session: Session, before: Job, after: Job) -> None:
             put_extension(session, after.machine.uuid, after.extension)
 
 
-def register(app: Celery, controller: Controller, broken: Callable[[str, Exception], None]) -> None:
+def register(
+    app: Celery,
+    controller: Controller,
+    broken: Callable[[str, Exception], None],
+    *,
+    patience: Callable[[], bool] = lambda: False,
+) -> None:
     """Make `controller` the one that this process's worker hands events to. `broken` is told of an event that could
-    not be applied: its job would otherwise wait for ever."""
+    not be applied: its job would otherwise wait for ever. `patience` waits a moment for a catalog that is away, and
+    says whether to try again."""
 
     @app.task(name=ADVANCE, shared=False)  # type: ignore[untyped-decorator]
     def advance(job_id: str, event_json: str) -> None:
-        try:
-            controller.advance(job_id, EVENT.validate_json(event_json))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the job does not go on
-            broken(job_id, error)
+        while True:
+            try:
+                controller.advance(job_id, EVENT.validate_json(event_json))
+            except DBAPIError as error:
+                if patience():
+                    continue
+                broken(job_id, error)
+            except Exception as error:
+                log.exception("job %s: an event could not be applied", job_id)
+                broken(job_id, error)
+            return

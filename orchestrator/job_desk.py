@@ -32,7 +32,7 @@ from workers.contract.points import Consistency
 
 
 class JobDesk:
-    """`machine_named`: the machine that people mean by a name. `owner`: who runs the jobs that are made here. `begin`:
+    """`machine_named`: the machine that people mean by a name. `owner`: whose a job on a hypervisor is. `begin`:
     have these queued jobs begun, now or in their turn."""
 
     def __init__(
@@ -43,7 +43,7 @@ class JobDesk:
         replicas: ReplicaDesk,
         *,
         machine_named: Callable[[str], MachineRef],
-        owner: Callable[[], Owner],
+        owner: Callable[[str | None], Owner],
         begin: Callable[[Sequence[str]], None],
     ) -> None:
         self._config = config
@@ -127,7 +127,7 @@ class JobDesk:
         )
         name, lock = (machine.uuid, machine.name), f"machine:{machine.uuid}"
         uses = base.id if base else ""
-        add_job(session, job, self._owner(), machine=name, lock=lock, uses_point=uses, ticket=ticket)
+        add_job(session, job, self._owner(machine.hypervisor), machine=name, lock=lock, uses_point=uses, ticket=ticket)
         return job.id
 
     # --- restores --------------------------------------------------------------------------------------------------
@@ -156,7 +156,9 @@ class JobDesk:
             )
             machine = (row.machine_uuid, row.machine_name)
             lock = f"file:{to.absolute()}"
-            add_job(session, job, self._owner(), machine=machine, lock=lock, uses_point=row.id, ticket=Ticket(RESTORE))
+            add_job(
+                session, job, self._owner(None), machine=machine, lock=lock, uses_point=row.id, ticket=Ticket(RESTORE)
+            )
         self._begin([job.id])
         return job.id
 
@@ -198,7 +200,15 @@ class JobDesk:
                 start=start,
             )
             machine, lock = (new_uuid, new_name), f"machine:{new_uuid}"
-            add_job(session, job, self._owner(), machine=machine, lock=lock, uses_point=row.id, ticket=Ticket(RESTORE))
+            add_job(
+                session,
+                job,
+                self._owner(job.hypervisor),
+                machine=machine,
+                lock=lock,
+                uses_point=row.id,
+                ticket=Ticket(RESTORE),
+            )
         self._begin([job.id])
         return job.id
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 from orchestrator.catalog import owner
 from orchestrator.catalog.jobs import Stale, load_job, owner_of, take_over, unsettled
-from orchestrator.catalog.schema import JobRow
+from orchestrator.catalog.schema import JobRow, now
 from orchestrator.catalog.store import Catalog
 from orchestrator.controller import Controller
 from orchestrator.jobs.backup_job import BackupJob
@@ -21,6 +22,7 @@ from workers.contract.errors import Busy
 from workers.contract.messages import WorkerLost
 
 SETTLE_SECONDS = 120.0
+RETRY = timedelta(minutes=5)
 
 
 def reconcile(
@@ -36,10 +38,7 @@ def reconcile(
     given seconds) for news of jobs. Gives up after `deadline` seconds; what is not settled then is tried at the next
     start.
     """
-    with catalog.read() as session:
-        rows = [row for row in unsettled(session) if _ours_to_settle(row)]
-    taken = [row for row in rows if _take(catalog, row)]
-    lines = [line for row in taken if (line := _begin(controller(), row))]
+    taken, lines = _take_all(catalog, controller)
     end = time.monotonic() + deadline
     open_ones = taken
     while open_ones and time.monotonic() < end:
@@ -50,8 +49,25 @@ def reconcile(
     return lines + [_outcome(catalog, row) for row in taken]
 
 
+def settle_dead(catalog: Catalog, controller: Callable[[], Controller]) -> None:
+    """The same for a service, which need not wait: it hears how they end. A release that failed waits a while."""
+    _take_all(catalog, controller, patience=RETRY)
+
+
+def _take_all(
+    catalog: Catalog, controller: Callable[[], Controller], patience: timedelta = timedelta(0)
+) -> tuple[list[JobRow], list[str]]:
+    """Jobs that were taken over, and why some of them could not be begun."""
+    with catalog.read() as session:
+        rows = [row for row in unsettled(session) if _ours_to_settle(row)]
+    rows = [row for row in rows if row.active or row.updated <= now() - patience]
+    taken = [row for row in rows if _take(catalog, row)]
+    return taken, [line for row in taken if (line := _begin(controller(), row))]
+
+
 def _ours_to_settle(row: JobRow) -> bool:
-    return not row.active or owner.is_dead(owner_of(row))
+    of = owner_of(row)
+    return of != owner.NOBODY and (not row.active or owner.is_dead(of))
 
 
 def _take(catalog: Catalog, row: JobRow) -> bool:

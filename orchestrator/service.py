@@ -17,12 +17,14 @@ from orchestrator.catalog.fleet import NOTHING_KNOWN, known_machines, newest_poi
 from orchestrator.catalog.jobs import events_of, find_job, load_job, owner_of, recent_jobs, unsettled
 from orchestrator.catalog.points import tags_of
 from orchestrator.catalog.store import Catalog
+from orchestrator.chores import Chore
 from orchestrator.config import Config
 from orchestrator.diff_desk import DiffDesk
+from orchestrator.dispatcher import why_queued
 from orchestrator.guest_desk import GuestDesk
 from orchestrator.integrity_desk import Advance, IntegrityDesk
 from orchestrator.job_desk import JobDesk
-from orchestrator.jobs.states import TERMINAL
+from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.key_desk import KeyDesk
 from orchestrator.lock_desk import LockDesk
 from orchestrator.point_desk import PointDesk
@@ -73,8 +75,8 @@ class Service:
             self.guests,
             self.replicas,
             machine_named=lambda wanted: self._summary(wanted, disks=False).machine,
-            owner=owner.this_process,
-            begin=self._begin,
+            owner=lambda hypervisor: self.engine.owner(hypervisor),
+            begin=lambda _jobs: self.engine.submit(),
         )
         self.start_backup = self._jobs.start_backup
         self.start_restore_disk = self._jobs.start_restore_disk
@@ -142,12 +144,28 @@ class Service:
         self.close()
 
     @property
-    def _engine(self) -> Engine:
+    def engine(self) -> Engine:
         if self._running is None:
             from orchestrator.engine import Engine
 
             self._running = Engine(self._config, self._catalog, self._context)
         return self._running
+
+    @property
+    def config(self) -> Config:
+        """As last loaded."""
+        return self._config
+
+    @property
+    def catalog(self) -> Catalog:
+        return self._catalog
+
+    def reload(self) -> None:
+        """Read the configuration again."""
+
+    def chores(self) -> list[Chore]:
+        """What whoever serves does again and again."""
+        return []
 
     def reconcile(self) -> list[str]:
         """Settle jobs whose process is dead and releases that failed; what was done, in words."""
@@ -160,9 +178,9 @@ class Service:
 
         def wait(seconds: float) -> None:
             nonlocal seen
-            seen = self._engine.wait_for_change(seen, seconds)
+            seen = self.engine.wait_for_change(seen, seconds)
 
-        return reconcile(self._catalog, lambda: self._engine.controller, wait)
+        return reconcile(self._catalog, lambda: self.engine.controller, wait)
 
     # --- machines --------------------------------------------------------------------------------------------------
 
@@ -215,18 +233,14 @@ class Service:
 
     # --- jobs ------------------------------------------------------------------------------------------------------
 
-    def _begin(self, jobs: Sequence[str]) -> None:
-        """Have queued jobs begun."""
-        for job in jobs:
-            self._engine.controller.start(job)
-
     def job(self, job_id: str) -> JobView:
         """By id or unique beginning of one. Raises NotFound, UsageError."""
         with self._catalog.read() as session:
             row, job = load_job(session, find_job(session, job_id).id)
             view = job_view(row, job, events_of(session, row.id))
-        progress = self._engine.progress(job) if job.state == "transferring" else []
-        return view.model_copy(update={"progress": progress})
+            waits = why_queued(session, self._config, row) if job.state is JobState.QUEUED else ""
+        progress = self.engine.progress(job, owner_of(row)) if job.state == "transferring" else []
+        return view.model_copy(update={"progress": progress, "waits": waits})
 
     def jobs(self, *, active_only: bool = False, limit: int = 50) -> list[JobView]:
         """Newest first."""
@@ -243,16 +257,21 @@ class Service:
                 on_progress(view)
             if view.state in TERMINAL:
                 return view
-            with self._catalog.read() as session:
-                dead = owner.is_dead(owner_of(find_job(session, view.id)))
-            if dead:
+            of = self._owner_of(view.id)
+            if owner.is_dead(of):
                 self.reconcile()
-            if error := self._engine.broken(view.id):
+            elif of == owner.this_process():
+                self.engine.tend()
+            if error := self.engine.broken(view.id):
                 raise StillframeError(
                     f"job {view.id} cannot go on: {error}",
                     hint="the next stillframe command settles it: stillframe job list",
                 ) from error
-            seen = self._engine.wait_for_change(seen, POLL)
+            seen = self.engine.wait_for_change(seen, POLL)
+
+    def _owner_of(self, job_id: str) -> owner.Owner:
+        with self._catalog.read() as session:
+            return owner_of(find_job(session, job_id))
 
     def cancel(self, job_id: str) -> None:
         """Ask a job to end; it releases what it holds, which may take a moment. Raises UsageError if it has ended."""
@@ -260,7 +279,7 @@ class Service:
         if view.state in TERMINAL:
             raise UsageError(f"job {view.id} has {view.state} already")
         # Decided by the controller here, whoever owns the job: a cancellation sends no command.
-        self._engine.onlooker.advance(view.id, CancelRequested(by=_user()))
+        self.engine.onlooker(self._owner_of(view.id)).advance(view.id, CancelRequested(by=_user()))
 
     # --- points ----------------------------------------------------------------------------------------------------
 

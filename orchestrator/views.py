@@ -130,6 +130,8 @@ class JobView(Value):
     state: JobState
     created: datetime
     updated: datetime
+    waits: str = ""
+    """Why it is still queued."""
     error: ErrorInfo | None
     warnings: list[str]
     point: str | None

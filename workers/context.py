@@ -54,6 +54,10 @@ class Context:
                 self._vaults[name] = Vault.open(store, key=key, passphrase=passphrase, cache_dir=cache)
             return self._vaults[name]
 
+    def require_hypervisor(self, name: str) -> None:
+        """Raises NotFound for a name that is not configured."""
+        _named(self.config.hypervisors, name, "hypervisor")
+
     def hypervisor(self, name: str) -> Hypervisor:
         """Raises NotFound for a name that is not configured, HypervisorUnreachable."""
         from workers.hypervisors import open_hypervisor

@@ -33,6 +33,7 @@ from workers.contract.points import Consistency, DiskPoint, Mode, Point, healed_
 from workers.contract.seams import Hypervisor
 from workers.disks.targets import HERE, Landing
 from workers.quiesce import Guest, Notes
+from workers.work_desk import WorkDesk
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -71,6 +72,8 @@ class Tasks:
     def __init__(self, app: Celery, context: Context) -> None:
         self._app = app
         self._context = context
+        self.desk = WorkDesk({name: one.max_transfers for name, one in context.config.hypervisors.items()})
+        """What is being performed now."""
         self._register(m.Prepare, self.prepare)
         self._register(m.TakeSnapshot, self.take_snapshot)
         self._register(m.TransferDisk, self.transfer_disk)
@@ -85,11 +88,12 @@ class Tasks:
     def _register(self, message: type[C], perform: Callable[[C], m.Event]) -> None:
         def task(text: str) -> None:
             command = message.model_validate_json(text)
-            try:
-                event = perform(command)
-            except Exception as error:  # noqa: BLE001 - the border: whatever happens becomes an event
-                event = m.Failed(command=command.kind, error=describe(error), target=target_of(command))
-            post_event(self._app, command.job, event)
+            with self.desk.performing(m.Running(job=command.job, kind=command.kind, target=target_of(command))):
+                try:
+                    event = perform(command)
+                except Exception as error:  # noqa: BLE001 - the border: whatever happens becomes an event
+                    event = m.Failed(command=command.kind, error=describe(error), target=target_of(command))
+                post_event(self._app, command.job, event)
 
         kind: Any = message.model_fields["kind"].default
         # Not shared: Celery would hand the task, with this context in it, to every other app of the process.
@@ -140,6 +144,10 @@ class Tasks:
         )
 
     def transfer_disk(self, command: m.TransferDisk) -> m.Event:
+        with self.desk.turn(command.machine.hypervisor, lambda: self._stop_if_unwanted(command.job)):
+            return self._transfer_disk(command)
+
+    def _transfer_disk(self, command: m.TransferDisk) -> m.Event:
         from workers.disks.nbd_source import NbdSource
         from workers.vault import BlockMap
 
@@ -167,7 +175,7 @@ class Tasks:
         places = self._context.places(command.machine.hypervisor)
 
         def watch(tally: transfer.Tally) -> None:
-            self._stop_if_cancelled(command.job)
+            self._stop_if_unwanted(command.job)
             if command.online:
                 snapshot.require_space(places)
             self._require_unwritten(command)
@@ -184,7 +192,9 @@ class Tasks:
 
         return watch
 
-    def _stop_if_cancelled(self, job: str) -> None:
+    def _stop_if_unwanted(self, job: str) -> None:
+        if self.desk.ending:
+            raise Yielded("the worker was stopped", hint="run it again")
         if cancel_requested(self._app, job):
             raise Cancelled("cancelled")
 
@@ -298,7 +308,7 @@ class Tasks:
         threads = self._context.config.transfer_threads
 
         def watch(written: restore.Written) -> None:
-            self._stop_if_cancelled(command.job)
+            self._stop_if_unwanted(command.job)
             progress = m.Progress(
                 target=command.target,
                 done_bytes=written.done_bytes,

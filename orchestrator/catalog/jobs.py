@@ -37,6 +37,9 @@ class Ticket:
     """Empty: the schedule, or whoever runs this process."""
 
 
+BY_HAND = Ticket()
+
+
 class Stale(Exception):
     """Somebody else has moved the job since it was read: read it again."""
 
@@ -49,7 +52,7 @@ def add_job(
     machine: tuple[str, str],
     lock: str,
     uses_point: str = "",
-    ticket: Ticket = Ticket(),
+    ticket: Ticket = BY_HAND,
 ) -> None:
     """Store a new, queued job of `machine` (UUID, name). Raises Busy if an active job has the same lock."""
     moment = now()
@@ -108,6 +111,7 @@ def load_job(session: Session, job_id: str) -> tuple[JobRow, AnyJob]:
 def store_job(session: Session, job: AnyJob, version: int) -> None:
     """Store a transition of the job that was read at `version`. Raises Stale if it has moved since, Busy if a job
     that became active again (a release tried again) meets another on the same lock."""
+    moment = now()
     statement = (
         update(JobRow)
         .where(col(JobRow.id) == job.id, col(JobRow.version) == version)
@@ -116,7 +120,8 @@ def store_job(session: Session, job: AnyJob, version: int) -> None:
             state=job.state,
             active=job.state not in TERMINAL,
             leftover=job.leftover,
-            updated=now(),
+            updated=moment,
+            heard=moment,
             doc=JOB.dump_json(job).decode(),
         )
     )

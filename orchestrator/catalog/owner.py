@@ -21,6 +21,10 @@ class Owner:
     """Clock ticks since boot: field 22 of /proc/<pid>/stat."""
 
 
+NOBODY = Owner("", "", 0, 0)
+"""Of jobs in the distributed form: any controller moves them on, any worker of their hypervisor performs them."""
+
+
 def this_process() -> Owner:
     return owner_of(os.getpid())
 

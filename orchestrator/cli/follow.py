@@ -53,9 +53,10 @@ class LineFollower(Follower):
         self._tenths: dict[tuple[str, str], int] = {}
 
     def update(self, view: JobView) -> None:
-        if self._states.get(view.id) != view.state:
-            self._states[view.id] = view.state
-            _line(f"{view.machine}: {view.state} (job {view.id})")
+        now = f"{view.state} (job {view.id})" + (f": {view.waits}" if view.waits else "")
+        if self._states.get(view.id) != now:
+            self._states[view.id] = now
+            _line(f"{view.machine}: {now}")
         for progress in view.progress:
             tenth = 10 * progress.done_bytes // max(1, progress.total_bytes)
             if self._tenths.get((view.id, progress.target), -1) < tenth:
@@ -90,7 +91,7 @@ class JsonFollower(Follower):
 
     def update(self, view: JobView) -> None:
         disks = [progress.model_dump(mode="json") for progress in view.progress]
-        value = {"job": view.id, "machine": view.machine, "state": view.state, "disks": disks}
+        value = {"job": view.id, "machine": view.machine, "state": view.state, "waits": view.waits, "disks": disks}
         if self._last.get(view.id) != value:
             self._last[view.id] = value
             self._out.record("progress", value)
@@ -136,7 +137,7 @@ class LiveFollower(Follower):
         head = self._task(view.id, "", f"[bold]{machine}[/]")
         done = sum(progress.done_bytes for progress in view.progress)
         total = sum(progress.total_bytes for progress in view.progress)
-        self._bars.update(head, completed=done, total=total or None, detail=str(view.state))
+        self._bars.update(head, completed=done, total=total or None, detail=_state(view))
         for progress in view.progress:
             owner = f"{machine} " if self._several else ""
             label = f"  {owner}{progress.target} {modes.get(progress.target, '')}".rstrip()
@@ -147,6 +148,10 @@ class LiveFollower(Follower):
                 total=progress.total_bytes,
                 detail=f"{detail}  {limit_words(progress)}".rstrip(),
             )
+
+
+def _state(view: JobView) -> str:
+    return f"{view.state}: {view.waits}" if view.waits else str(view.state)
 
 
 def follower(out: Output, *, several: bool = False, json_progress: bool = False) -> Follower:

@@ -41,6 +41,7 @@ def list_jobs(
 
 def _row(view: JobView) -> tuple[str, ...]:
     result = view.error.message.partition("\n")[0] if view.error else f"point {view.point[:8]}" if view.point else ""
+    result = view.waits or result
     took = duration((view.updated - view.created).total_seconds())
     return (view.id, view.kind, view.machine, view.state.value, moment(view.created), took, result)
 
@@ -51,7 +52,8 @@ def show_job(session: Session, job: JobRef) -> None:
     view = session.service.job(job)
     out = session.out
     out.record("job", view.model_dump(mode="json"))
-    out.say(f"job {view.id}  {view.kind} of {view.machine}: {view.state.value}")
+    waits = f": {view.waits}" if view.waits else ""
+    out.say(f"job {view.id}  {view.kind} of {view.machine}: {view.state.value}{waits}")
     for disk in view.disks:
         why = f": {disk['mode']}, because {disk['reason']}" if "mode" in disk else ""
         out.say(f"  {disk['target']}{why}")

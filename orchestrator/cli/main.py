@@ -24,6 +24,7 @@ from orchestrator.cli import (
     point_content,
     policy,
     restore,
+    serve,
     status,
     vault,
     vm,
@@ -39,6 +40,7 @@ app = typer.Typer(
     add_completion=False,
 )
 first_steps.register(app)
+serve.register(app)
 status.register(app)
 app.add_typer(vm.app, name="vm")
 app.add_typer(backup.app, name="backup")

@@ -72,7 +72,7 @@ def test_thaw_travels_on_its_own_queue(bench: Bench) -> None:
     bench.controller.start("one")
     bench.run(until="take_snapshot")
     bench.controller.advance("one", WorkerLost(detail="process 7 is gone"))
-    assert bench.sent[-2:] == [("thaw", "rescue"), ("release", "host.lab")]
+    assert bench.sent[-2:] == [("thaw", "rescue.lab"), ("release", "host.lab")]
 
 
 def test_first_failure_stops_the_other_transfers_once(bench: Bench) -> None:
