@@ -338,7 +338,8 @@ def _notify(section: NotifySection, base: Path) -> NotifySection:
     return NotifySection(
         email=email,
         webhooks={
-            name: hook.model_copy(update={"secret_file": absolute(hook.secret_file)}) for name, hook in webhooks.items()
+            name: hook.model_copy(update={"secret_file": absolute(hook.secret_file), "ca_file": absolute(hook.ca_file)})
+            for name, hook in webhooks.items()
         },
     )
 

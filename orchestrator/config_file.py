@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, model_validator
 
+from orchestrator.config_notify import EmailSection, WebhookSection
 from workers.contract.machines import Value
 from workers.contract.points import Consistency
 
@@ -341,33 +342,6 @@ class UpkeepSection(Value):
     lock: Annotated[str, AfterValidator(_upkeep)] = "daily at 05:00"
     """Keeps what locked points share retained."""
     timezone: Annotated[str, AfterValidator(_timezone)] | None = None
-
-
-Severity = Literal["info", "warning", "critical"]
-
-
-class EmailSection(Value):
-    """Alerts by SMTP."""
-
-    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:-]*$")]
-    port: Annotated[StrictInt, Field(ge=1, le=65535)] = 587
-    security: Literal["starttls", "tls", "none"] = "starttls"
-    ca_file: Path_ | None = None
-    user: str | None = None
-    password_file: Path_ | None = None
-    sender: Annotated[str, Field(pattern=r"^[^@\s<>]+@[^@\s<>]+$")]
-    to: Annotated[list[Annotated[str, Field(pattern=r"^[^@\s<>]+@[^@\s<>]+$")]], Field(min_length=1)]
-    severity: Severity = "warning"
-    """This and what is worse is sent."""
-
-
-class WebhookSection(Value):
-    """Alerts by HTTP POST, as JSON."""
-
-    url: Annotated[str, AfterValidator(_scheme("webhook", "https://", "http://"))]
-    secret_file: Path_ | None = None
-    """Its content is sent as `Authorization: Bearer …`."""
-    severity: Severity = "warning"
 
 
 class NotifySection(Value):

@@ -27,6 +27,7 @@ from orchestrator.job_desk import JobDesk
 from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.key_desk import KeyDesk
 from orchestrator.lock_desk import LockDesk
+from orchestrator.notify_desk import NotifyDesk
 from orchestrator.point_desk import PointDesk
 from orchestrator.replica_desk import ReplicaDesk
 from orchestrator.status_desk import StatusDesk
@@ -85,6 +86,8 @@ class Service:
         """What did not happen, or has no job: chores."""
         self.status = StatusDesk(lambda: config, catalog, self.watch, lambda _: {})
         """How everything stands; alerts."""
+        self.notify = NotifyDesk(lambda: config, catalog)
+        """Who is told of alerts."""
         self.audit = Journal(catalog, self._named)
         """Who did what."""
         for desk, acts in self._changing():

@@ -21,6 +21,7 @@ from orchestrator.cli import (
     extension,
     first_steps,
     job,
+    notify,
     point_content,
     policy,
     restore,
@@ -52,6 +53,7 @@ app.add_typer(vault.app, name="vault")
 app.add_typer(extension.app, name="extension")
 app.add_typer(alert.app, name="alert")
 app.add_typer(audit.app, name="audit")
+app.add_typer(notify.app, name="notify")
 
 
 def _version(asked: bool) -> None:

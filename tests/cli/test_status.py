@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,8 @@ from orchestrator.catalog.alerts import raise_alert
 from orchestrator.catalog.points import put_point, see_machine
 from orchestrator.catalog.schema import JobRow, LeaseRow, VaultLookRow, WorkerRow
 from orchestrator.catalog.store import Catalog
-from tests.cli.conftest import Cli, write_configuration
+from orchestrator.cli.main import run
+from tests.cli.conftest import Cli, Ran, write_configuration
 from tests.jobs.test_backup import run_backup
 from tests.jobs.world import World
 from workers.contract.machines import MachineRef
@@ -50,8 +53,22 @@ def fill(catalog: Catalog, machines: int, *, name: str = "web-{}", failing: int 
         session.add(VaultLookRow(vault="main", time=now, used_bytes=(1 << 40) + (20 << 30), free_bytes=5 << 40))
 
 
+@dataclass(frozen=True)
+class Here(Cli):
+    """The command, run in this process: a start of its own costs more than all that is looked at here."""
+
+    capture: pytest.CaptureFixture[str]
+
+    def run(self, *arguments: str | Path, stdin: str | None = None, env: dict[str, str] | None = None) -> Ran:  # noqa: ARG002
+        self.capture.readouterr()
+        code = run([*map(str, arguments), "--config", str(self.file)])
+        shown = self.capture.readouterr()
+        return Ran(code, shown.out, shown.err)
+
+
 @pytest.fixture
-def scheduled(cli: Cli) -> Cli:
+def scheduled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Here:
+    cli = Here(tmp_path, capsys)
     write_configuration(cli)
     with cli.file.open("a") as file:
         file.write('[policies.gold]\nschedule = "daily at 02:00"\n[protect.all]\nmachines = ["*"]\npolicy = "gold"\n')
@@ -67,7 +84,7 @@ def width(text: str) -> int:
     return max(map(len, text.splitlines()))
 
 
-def test_three_machines_that_are_well(scheduled: Cli) -> None:
+def test_three_machines_that_are_well(scheduled: Here) -> None:
     with catalog_of(scheduled) as catalog:
         fill(catalog, 3)
     done = scheduled.run("status")
@@ -82,7 +99,7 @@ def test_three_machines_that_are_well(scheduled: Cli) -> None:
     assert width(done.out) <= 100
 
 
-def test_three_hundred_machines_fit_one_screen(scheduled: Cli) -> None:
+def test_three_hundred_machines_fit_one_screen(scheduled: Here) -> None:
     with catalog_of(scheduled) as catalog:
         fill(catalog, 300, failing=40)
     done = scheduled.run("status")
@@ -97,7 +114,7 @@ def test_three_hundred_machines_fit_one_screen(scheduled: Cli) -> None:
     assert scheduled.run("status", "--all").out.count("\nweb-") == 300
 
 
-def test_names_from_machines_do_not_steer_the_terminal(scheduled: Cli) -> None:
+def test_names_from_machines_do_not_steer_the_terminal(scheduled: Here) -> None:
     with catalog_of(scheduled) as catalog:
         fill(catalog, 2, name=HOSTILE + "{}", failing=1)
     done = scheduled.run("status")
@@ -105,7 +122,7 @@ def test_names_from_machines_do_not_steer_the_terminal(scheduled: Cli) -> None:
     assert width(done.out) <= 100
 
 
-def test_nobody_who_runs_what_is_due_is_the_first_news(scheduled: Cli) -> None:
+def test_nobody_who_runs_what_is_due_is_the_first_news(scheduled: Here) -> None:
     with catalog_of(scheduled) as catalog:
         fill(catalog, 1)
         with catalog.write() as session:
@@ -116,7 +133,7 @@ def test_nobody_who_runs_what_is_due_is_the_first_news(scheduled: Cli) -> None:
     assert "try: stillframe serve" in done.out
 
 
-def test_without_a_controller_it_looks_by_itself(scheduled: Cli) -> None:
+def test_without_a_controller_it_looks_by_itself(scheduled: Here) -> None:
     with catalog_of(scheduled) as catalog:
         fill(catalog, 2, age=100)
         with catalog.write() as session:
@@ -126,14 +143,14 @@ def test_without_a_controller_it_looks_by_itself(scheduled: Cli) -> None:
     assert "try: stillframe backup run web-0" in done.out
 
 
-def test_a_vault_that_is_away_is_told_when_nobody_looked(scheduled: Cli) -> None:
+def test_a_vault_that_is_away_is_told_when_nobody_looked(scheduled: Here) -> None:
     done = scheduled.run("status")
     assert done.code == 3
     assert "CRITICAL  vault main: " in done.out
     assert "cannot be used" in done.out
 
 
-def test_for_programs(scheduled: Cli) -> None:
+def test_for_programs(scheduled: Here) -> None:
     now = datetime.now(UTC)
     with catalog_of(scheduled) as catalog:
         fill(catalog, 30, failing=1)
@@ -172,7 +189,7 @@ def job_row(now: datetime) -> JobRow:
     )
 
 
-def test_an_acknowledged_alert_stands_and_counts_no_more(scheduled: Cli) -> None:
+def test_an_acknowledged_alert_stands_and_counts_no_more(scheduled: Here) -> None:
     with catalog_of(scheduled) as catalog:
         fill(catalog, 1, failing=1)
     listed = scheduled.run("alert", "list")
@@ -188,7 +205,7 @@ def test_an_acknowledged_alert_stands_and_counts_no_more(scheduled: Cli) -> None
     assert entry["subject"] == "1"
 
 
-def test_alerts_that_are_not_there(scheduled: Cli) -> None:
+def test_alerts_that_are_not_there(scheduled: Here) -> None:
     assert scheduled.run("alert", "list").out == "No alert stands.\n"
     assert scheduled.run("alert", "list", "--all").out == "No alert yet.\n"
     for word in ("show", "acknowledge"):
@@ -197,7 +214,10 @@ def test_alerts_that_are_not_there(scheduled: Cli) -> None:
     assert scheduled.run("alert", "show", "seven").code == 2
 
 
-def test_a_command_leaves_its_trace_and_a_refused_one_both(ready: Cli) -> None:
+def test_a_command_leaves_its_trace_and_a_refused_one_both(scheduled: Here) -> None:
+    ready = scheduled
+    (ready.folder / "main.key").unlink()
+    assert ready.run("init").code == 0
     assert ready.run("point", "pin", "ffff", "--reason", "for the court").code == 2
     assert ready.run("vault", "sweep", "--dry-run").code == 0
     assert ready.run("vault", "sweep").code == 0
