@@ -17,7 +17,7 @@ from orchestrator.catalog.jobs import Stale, append_event, load_job, store_job
 from orchestrator.catalog.points import put_extension, put_point, see_machine
 from orchestrator.catalog.store import Catalog
 from orchestrator.job_alarms import tell
-from orchestrator.jobs import docs
+from orchestrator.jobs import docs, upkeep
 from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.states import JobState
 from orchestrator.jobs.words import describe
@@ -97,6 +97,14 @@ class Controller:
     def advance(self, job_id: str, event: Event) -> None:
         """Apply one event. Late and repeated ones are recorded and change nothing. Raises NotFound."""
         self._step(job_id, lambda job: docs.advance(job, event), event.kind, describe(event))
+
+    def finish_upkeep(self, job_id: str, lines: list[str], warnings: list[str]) -> None:
+        """A piece of upkeep is done; a job that is no longer at work is left as it is."""
+
+        def finish(job: Job) -> docs.Step:
+            return upkeep.finish(job, lines, warnings) if isinstance(job, upkeep.UpkeepJob) else (job, [])
+
+        self._step(job_id, finish, "finished", "; ".join(lines))
 
     def _step(self, job_id: str, decide: Callable[[Job], docs.Step], kind: str, text: str) -> None:
         moved = self._transact(lambda session: self._apply(session, job_id, decide, kind, text))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from orchestrator import alarms
 from orchestrator.alarms import Severity
@@ -24,6 +24,8 @@ from orchestrator.notify_targets import NotSent, Target, targets
 from workers.contract.errors import NotFound, UsageError
 
 SECONDS = 30.0
+PAUSE = timedelta(seconds=60)
+"""Between two messages to a target, however many chores' turns there are: what happens meanwhile is told together."""
 _EXAMPLE = "stillframe notify test: somebody would be told like this"
 
 
@@ -47,6 +49,7 @@ class NotifyDesk:
         self._catalog = catalog
         self._ways = ways
         self._trouble: dict[str, _Trouble] = {}
+        self._sent: dict[str, datetime] = {}
 
     def chores(self) -> list[Chore]:
         return [Chore("notify", SECONDS, self.tell)]
@@ -74,6 +77,8 @@ class NotifyDesk:
         trouble = self._trouble.get(way.name)
         if trouble is not None and now < trouble.again:
             return
+        if timedelta(0) <= now - self._sent.get(way.name, datetime.min.replace(tzinfo=UTC)) < PAUSE:
+            return
         with self._catalog.read() as session:
             said = said_of(session, [row.id for row in rows if row.id is not None])
         notices = [
@@ -83,6 +88,7 @@ class NotifyDesk:
         ]
         if not notices:
             return
+        self._sent[way.name] = now
         try:
             remark = way.send(Message.of(socket.gethostname(), now, notices))
         except NotSent as error:

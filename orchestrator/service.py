@@ -32,6 +32,8 @@ from orchestrator.point_desk import PointDesk
 from orchestrator.replica_desk import ReplicaDesk
 from orchestrator.status_desk import StatusDesk
 from orchestrator.upkeep_desk import UpkeepDesk
+from orchestrator.upkeep_jobs import UpkeepJobs
+from orchestrator.upkeep_work import UpkeepWork
 from orchestrator.vault_desk import VaultDesk
 from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view
 from orchestrator.watch_desk import WatchDesk
@@ -82,11 +84,20 @@ class Service:
         self.start_backup = self._jobs.start_backup
         self.start_restore_disk = self._jobs.start_restore_disk
         self.start_restore_machine = self._jobs.start_restore_machine
-        self.watch = WatchDesk(lambda: config, catalog, self._context, self.integrity)
+        work = UpkeepWork(self.point_desk, self.upkeep, self.integrity, self.replicas, self.locks)
+        self.upkeep_jobs = UpkeepJobs(
+            lambda: self._config,
+            catalog,
+            self.locks,
+            lambda: self.engine.onlooker(owner.this_process()),
+            work.perform,
+        )
+        """What is done to vaults by the clock."""
+        self.watch = WatchDesk(lambda: self._config, catalog, self._context, self.integrity)
         """What did not happen, or has no job: chores."""
-        self.status = StatusDesk(lambda: config, catalog, self.watch, lambda _: {})
+        self.status = StatusDesk(lambda: self._config, catalog, self.watch, lambda _: {})
         """How everything stands; alerts."""
-        self.notify = NotifyDesk(lambda: config, catalog)
+        self.notify = NotifyDesk(lambda: self._config, catalog)
         """Who is told of alerts."""
         self.audit = Journal(catalog, self._named)
         """Who did what."""
@@ -133,6 +144,7 @@ class Service:
         return service
 
     def close(self) -> None:
+        self.upkeep_jobs.close()
         if self._running is not None:
             self._running.close()
         self._context.close()
@@ -168,7 +180,7 @@ class Service:
 
     def chores(self) -> list[Chore]:
         """What whoever serves does again and again."""
-        return []
+        return [*self.watch.chores(), *self.upkeep_jobs.chores(), *self.notify.chores()]
 
     def reconcile(self) -> list[str]:
         """Settle jobs whose process is dead and releases that failed; what was done, in words."""

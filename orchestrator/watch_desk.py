@@ -37,6 +37,20 @@ _MANY = 500
 """Moments of a schedule that are looked at: its longest pause is among them."""
 
 
+class Sparing:
+    """A chore that is not brought forward by news: it costs too much to be done with every job that ends."""
+
+    def __init__(self, seconds: float, act: Callable[[datetime], None]) -> None:
+        self._pause = timedelta(seconds=seconds) - timedelta(seconds=1)
+        self._act = act
+        self._last: datetime | None = None
+
+    def __call__(self, now: datetime) -> None:
+        if self._last is None or not timedelta(0) <= now - self._last < self._pause:
+            self._act(now)
+            self._last = now
+
+
 class WatchDesk:
     """`config`: the one in force."""
 
@@ -51,8 +65,8 @@ class WatchDesk:
     def chores(self) -> list[Chore]:
         return [
             Chore("watch jobs", JOBS_SECONDS, self.jobs),
-            Chore("watch machines", MACHINES_SECONDS, self.machines),
-            Chore("watch vaults", VAULTS_SECONDS, self.vaults),
+            Chore("watch machines", MACHINES_SECONDS, Sparing(MACHINES_SECONDS, self.machines)),
+            Chore("watch vaults", VAULTS_SECONDS, Sparing(VAULTS_SECONDS, self.vaults)),
         ]
 
     # --- machines --------------------------------------------------------------------------------------------------

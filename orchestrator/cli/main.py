@@ -27,6 +27,7 @@ from orchestrator.cli import (
     restore,
     serve,
     status,
+    upkeep,
     vault,
     vm,
 )
@@ -54,6 +55,7 @@ app.add_typer(extension.app, name="extension")
 app.add_typer(alert.app, name="alert")
 app.add_typer(audit.app, name="audit")
 app.add_typer(notify.app, name="notify")
+app.add_typer(upkeep.app, name="upkeep")
 
 
 def _version(asked: bool) -> None:

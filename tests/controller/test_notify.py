@@ -316,7 +316,7 @@ class Office:
         with self.catalog.write() as session:
             resolve_alert(session, f"backup-failed machine:{subject}", "well")
 
-    def turn(self, seconds: float = 30) -> None:
+    def turn(self, seconds: float = 60) -> None:
         self.now += timedelta(seconds=seconds)
         self.desk.tell(self.now)
 
@@ -347,6 +347,13 @@ def test_once_together_and_when_it_has_passed(office: Office) -> None:
         assert ear.heard == [[("db", "critical"), ("web", "warning")], [("web", "resolved")]]
 
 
+def test_two_messages_do_not_follow_each_other_at_once(office: Office) -> None:
+    for number in range(10):
+        office.raises(f"web-{number}")
+        office.turn(seconds=7)
+    assert [len(heard) for heard in office.mail.heard] == [1, 9]
+
+
 def test_what_becomes_worse_is_told_again(office: Office) -> None:
     office.raises("web")
     office.turn()
@@ -374,7 +381,7 @@ def test_a_target_that_is_away_misses_nothing_and_holds_up_nobody(office: Office
     assert (alert.severity, alert.text) == ("critical", "nobody answers")
     office.turn()
     assert office.hook.heard[1:] == [[("notify email", "critical")]], "the others say so"
-    for _ in range(20):
+    for _ in range(10):
         office.turn()
     assert office.mail.tries == 4, "at once, then after 1, 2 and 4 minutes, not at each turn"
     office.recovers("web")
