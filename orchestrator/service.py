@@ -38,7 +38,7 @@ from orchestrator.vault_desk import VaultDesk
 from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view
 from orchestrator.watch_desk import WatchDesk
 from workers.context import Context
-from workers.contract.errors import HypervisorError, StillframeError, UsageError
+from workers.contract.errors import HypervisorError, NotFound, StillframeError, UsageError
 from workers.contract.machines import MachineSummary
 from workers.contract.messages import CancelRequested
 
@@ -244,7 +244,14 @@ class Service:
     def _summary(self, wanted: str, *, disks: bool = True) -> MachineSummary:
         hypervisor = wanted.partition("/")[0]
         known = "/" in wanted and hypervisor in self._config.worker.hypervisors
-        return find.machine_among(self._summaries(hypervisor if known else None, disks=disks), wanted)
+        try:
+            return find.machine_among(self._summaries(hypervisor if known else None, disks=disks), wanted)
+        except NotFound as error:
+            blind = self._context.blind_to_off()
+            if not blind:
+                raise
+            remark = f"{', '.join(blind)}: a machine without libvirt is known only while it runs"
+            raise NotFound(str(error), hint=f"{error.hint}; {remark}") from None
 
     # --- jobs ------------------------------------------------------------------------------------------------------
 

@@ -71,6 +71,11 @@ class Context:
                 )
             return self._hypervisors[name]
 
+    def blind_to_off(self) -> list[str]:
+        """Names of hypervisors, of those connected to, that do not know machines that are off."""
+        with self._lock:
+            return sorted(name for name, one in self._hypervisors.items() if not one.features.knows_off)
+
     @contextmanager
     def visit(self, machine: MachineRef, job: str, *, rescue: bool = False) -> Iterator[Visit]:
         """A visit to the guest of `machine`; `job` marks what is left in it. That nobody can get in is no error: the

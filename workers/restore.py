@@ -10,12 +10,12 @@ Whoever dies in between leaves files that are provably the job's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.contract.errors import DiskError, HypervisorError, NoSpace, NotFound, TargetExists, UsageError
+from workers.contract.errors import DiskError, NoSpace, NotFound, StillframeError, TargetExists, UsageError
 from workers.contract.hosts import Host
 from workers.contract.machines import Inventory
 from workers.contract.messages import (
@@ -31,11 +31,10 @@ from workers.contract.messages import (
     sf_name,
 )
 from workers.contract.points import DiskPoint, Point
-from workers.contract.seams import Hypervisor
+from workers.contract.seams import Hypervisor, NewMachine
 from workers.disks.foreign import require_room_for
 from workers.disks.targets import HERE, Landing, open_target
 from workers.hosts.local import LOCAL
-from workers.hypervisors.domain_xml import restored
 from workers.parallel import share_out
 from workers.vault import BlockMap, BlockReader, Span, Vault
 
@@ -89,6 +88,7 @@ def prepare(
         _require_free_name(hypervisor, command)
         stem = f"{command.name}-restored-{command.job[:8]}" if command.replace else command.name
         files = {disk.target: str(folder.absolute() / f"{stem}-{disk.target}.{formats[disk.target]}") for disk in disks}
+        hypervisor.redefined(point.definition, _new_machine(point, command, files, formats))
     reader = vault.reader()
     needed: dict[Path, int] = {}
     for disk in disks:
@@ -247,16 +247,8 @@ def define_machine(vault: Vault, hypervisor: Hypervisor, command: DefineMachine)
     its old disks stay where they are and are named in the result."""
     point = vault.point(command.point)
     original = _original(hypervisor, command) if command.replace else None
-    any_disk = Path(next(iter(command.disks.values())))
-    nvram = any_disk.with_name(f"{command.name}-{command.job[:8]}_VARS.fd") if point.nvram is not None else None
-    definition = restored(
-        point.definition,
-        name=command.name,
-        uuid=command.uuid,
-        disks={target: (path, command.formats[target]) for target, path in command.disks.items()},
-        nvram_path=str(nvram) if nvram else None,
-        fresh_macs=not command.replace,
-    )
+    wanted = _new_machine(point, command, command.disks, command.formats)
+    definition = hypervisor.redefined(point.definition, wanted)
     if original is None:
         hypervisor.define(definition, point.nvram, start=command.start)
     else:
@@ -265,6 +257,25 @@ def define_machine(vault: Vault, hypervisor: Hypervisor, command: DefineMachine)
     replaced = [source for source in old if source not in command.disks.values()]
     hypervisor.host.remove([temporary(Path(path), command.job) for path in command.disks.values()])
     return MachineDefined(uuid=command.uuid, name=command.name, started=command.start, replaced=replaced)
+
+
+def _new_machine(
+    point: Point,
+    command: DefineMachine | PrepareRestore,
+    files: Mapping[str, str],
+    formats: Mapping[str, ImageFormat],
+) -> NewMachine:
+    assert command.name is not None
+    assert command.uuid is not None
+    any_disk = Path(next(iter(files.values())))
+    nvram = any_disk.with_name(f"{command.name}-{command.job[:8]}_VARS.fd") if point.nvram is not None else None
+    return NewMachine(
+        name=command.name,
+        uuid=command.uuid,
+        disks={target: (path, formats[target]) for target, path in files.items()},
+        nvram_path=str(nvram) if nvram else None,
+        fresh_macs=not command.replace,
+    )
 
 
 def _original(hypervisor: Hypervisor, command: DefineMachine) -> Inventory | None:
@@ -280,7 +291,7 @@ def _replace(hypervisor: Hypervisor, original: Inventory, definition: str, point
     hypervisor.undefine(uuid)
     try:
         hypervisor.define(definition, point.nvram, start=start)
-    except HypervisorError:
+    except StillframeError:
         hypervisor.undefine(uuid)
         hypervisor.define(original.definition, nvram, start=False)
         raise

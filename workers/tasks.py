@@ -281,7 +281,8 @@ class Tasks:
             if notes.frozen.exists() and hypervisor.inventory(command.machine.uuid).power is not Power.OFF:
                 raise GuestError(
                     f"the guest of {command.machine.name} may be frozen, and its agent does not answer: {error}",
-                    hint=f"virsh domfsthaw {command.machine.name}; or restart the guest agent, or reset the machine",
+                    hint=f"{hypervisor.features.thaw_hint.format(machine=command.machine.name)}; or restart the guest "
+                    "agent, or reset the machine",
                 ) from None
             return 0
 

@@ -81,7 +81,12 @@ def _hypervisor(
         return
     features = hypervisor.features
     if not features.backup:
-        yield Check("FAIL", subject, f"{features.version} cannot make backups", "libvirt 7.2 and QEMU 4.2 or newer")
+        yield Check(
+            "FAIL",
+            subject,
+            f"{features.version} cannot make backups",
+            "libvirt 7.2 and QEMU 4.2 or newer; without libvirt QEMU 5.2",
+        )
         return
     yield Check("OK", subject, f"{uri}, {features.version}, {len(machines)} machines")
     for machine in machines:
@@ -111,6 +116,7 @@ def _machine(hypervisor: Hypervisor, inventory: Inventory) -> Iterator[Check]:
         flaws.append(("no guest agent answers: points are crash-consistent", mend))
     if inventory.foreign_job:
         flaws.append((f"a job of somebody else runs on it ({inventory.foreign_job})", "wait until it has ended"))
+    flaws += [(remark, "") for remark in inventory.remarks]
     if not included:
         flaws.append(("it has no disk that can be backed up", ""))
     for disk in included:
@@ -163,7 +169,7 @@ def _leftovers(
     stray = [name for name in left.checkpoints if name not in ours and name not in (known or set())]
     if stray and known is not None:
         # Ours by name, but perhaps another controller's with another catalog: the mend must leave room for that.
-        first = f"virsh checkpoint-delete {machine.name} {stray[0]}"
+        first = hypervisor.features.drop_checkpoint.format(machine=machine.name, checkpoint=stray[0])
         mend = f"if no other Stillframe backs this machine up: {first}{' …' if len(stray) > 1 else ''}"
         yield Check("WARN", subject, f"no point in this catalog refers to {', '.join(stray)}", mend)
     elif stray:

@@ -1,4 +1,5 @@
-"""Machines without a guest: QEMU, its block layer and libvirt are real, and nothing has to boot."""
+"""Machines without a guest: QEMU, its block layer and libvirt are real, and nothing has to boot. Each test of the
+seam `Hypervisor` runs on libvirt and on bare QEMUs, unless it says otherwise."""
 
 from __future__ import annotations
 
@@ -18,13 +19,18 @@ import libvirt_qemu
 import nbd
 import pytest
 
+from tests.contracts.qmp_blank import QmpFactory
 from workers.contract.points import Mode
-from workers.contract.seams import BackupRequest, DiskRequest, Export
+from workers.contract.seams import BackupRequest, DiskRequest, Export, Hypervisor
 from workers.hypervisors import open_hypervisor
-from workers.hypervisors.libvirt_host import END_SECONDS, LibvirtHypervisor
+from workers.hypervisors.libvirt_host import END_SECONDS
 
 MIB = 1 << 20
 URI = "qemu:///system"
+FOREIGN = "<domainbackup mode='pull'><server transport='unix' socket='{socket}'/></domainbackup>"
+KINDS = ("libvirt", "qmp")
+only_libvirt = pytest.mark.parametrize("kind", ["libvirt"], indirect=True)
+only_qmp = pytest.mark.parametrize("kind", ["qmp"], indirect=True)
 
 
 def make_image(path: Path, format: str = "qcow2", size: int = 16 * MIB, options: str = "") -> Path:
@@ -105,6 +111,20 @@ class BlankMachine:
         folder = next(Path("/var/lib/libvirt/qemu").glob(f"domain-{self.domain.ID()}-*"))
         return folder / "another.sock"
 
+    def taken_socket(self, job: str) -> Path:
+        """Where the backup of `job` will want to listen."""
+        return self.socket().with_name(f"sf-{job}.sock")
+
+    def foreign_checkpoint(self, name: str) -> None:
+        self.domain.checkpointCreateXML(f"<domaincheckpoint><name>{name}</name></domaincheckpoint>")
+
+    def foreign_backup(self) -> None:
+        """As another program would begin one."""
+        self.domain.backupBegin(FOREIGN.format(socket=self.socket()), None)
+
+    def foreign_backup_runs(self) -> bool:
+        return "another.sock" in self.domain.backupGetXMLDesc()
+
 
 def blank_xml(name: str, disks: dict[str, Path], extra: str = "") -> str:
     drives = "".join(
@@ -150,9 +170,19 @@ class BlankFactory:
             shutil.rmtree(machine.folder, ignore_errors=True)
 
 
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which implementation of the seam."""
+    return str(request.param)
+
+
 @pytest.fixture
-def blank(libvirt_host: libvirt.virConnect, guest_folder: Path) -> Iterator[BlankFactory]:
-    factory = BlankFactory(libvirt_host, guest_folder)
+def blank(kind: str, request: pytest.FixtureRequest, guest_folder: Path) -> Iterator[BlankFactory | QmpFactory]:
+    factory: BlankFactory | QmpFactory
+    if kind == "qmp":
+        factory = QmpFactory(guest_folder, request.getfixturevalue("qmp_folder"))
+    else:
+        factory = BlankFactory(request.getfixturevalue("libvirt_host"), guest_folder)
     try:
         yield factory
     finally:
@@ -160,8 +190,22 @@ def blank(libvirt_host: libvirt.virConnect, guest_folder: Path) -> Iterator[Blan
 
 
 @pytest.fixture
-def hypervisor(libvirt_host: libvirt.virConnect) -> Iterator[LibvirtHypervisor]:  # noqa: ARG001 - libvirt must run
-    opened = open_hypervisor(URI, name="lab")
+def qmp_folder(guest_folder: Path) -> Iterator[Path]:
+    """Where the QMP sockets of this test's machines are; their runtime folder stands beside it."""
+    base = guest_folder / f"qmp-{uuids.uuid4().hex[:6]}"
+    (base / "qemu").mkdir(parents=True)
+    yield base / "qemu"
+    shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture
+def hypervisor(kind: str, request: pytest.FixtureRequest) -> Iterator[Hypervisor]:
+    if kind == "qmp":
+        folder = request.getfixturevalue("qmp_folder")
+        opened = open_hypervisor(f"qmp+unix://{folder}", name="lab", runtime_dir=folder.with_name("run"))
+    else:
+        request.getfixturevalue("libvirt_host")
+        opened = open_hypervisor(URI, name="lab")
     yield opened
     opened.close()
 

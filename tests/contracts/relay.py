@@ -1,4 +1,4 @@
-"""A wire to libvirtd that can be cut, as a restart of libvirtd cuts it; the daemon itself serves other tests."""
+"""A wire to libvirtd (or a QEMU) that can be cut, as a restart of it cuts it; the daemon itself serves other tests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ LIBVIRTD = "/run/libvirt/libvirt-sock"
 
 
 class Relay:
-    """Passes bytes between clients of the socket `path` and libvirtd."""
+    """Passes bytes between clients of the socket `path` and `daemon`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, daemon: str | Path = LIBVIRTD) -> None:
         self.path = path
+        self._daemon = str(daemon)
         self.has_cut = False
         """Whether the words of `cut_at` have been seen."""
         self._cut_at = b""
@@ -52,7 +53,7 @@ class Relay:
             while True:
                 client, _ = self._server.accept()
                 daemon = socket.socket(socket.AF_UNIX)
-                daemon.connect(LIBVIRTD)
+                daemon.connect(self._daemon)
                 self._links += [client, daemon]
                 for source, sink in ((client, daemon), (daemon, client)):
                     threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()

@@ -20,6 +20,11 @@ NVRAM = b"variables" * 1000
 
 
 @pytest.fixture
+def kind() -> str:
+    return "libvirt"
+
+
+@pytest.fixture
 def fresh_uuid(hypervisor: LibvirtHypervisor) -> Iterator[str]:
     """A UUID for a machine that is removed afterwards."""
     uuid = str(uuids.uuid4())

@@ -34,6 +34,11 @@ StartAgent = Callable[..., HostAgent]
 
 
 @pytest.fixture
+def kind() -> str:
+    return "libvirt"
+
+
+@pytest.fixture
 def start_agent(tmp_path: Path) -> Iterator[StartAgent]:
     """`start_agent(blocked=(…), longest=…)`"""
     started: list[HostAgent] = []

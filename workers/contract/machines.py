@@ -72,7 +72,7 @@ class Inventory(Value):
     power: Power
     disks: list[Disk]
     definition: str
-    """The inactive domain XML, secrets included: enough to define the machine again."""
+    """Enough to define the machine again, secrets included: inactive domain XML, or a QEMU's command line as JSON."""
     nvram_path: str | None = None
     orderly_off: bool = False
     """Off because the guest shut itself down, as far as the hypervisor remembers."""
@@ -80,6 +80,8 @@ class Inventory(Value):
     """A guest agent answered."""
     foreign_job: str = ""
     """What job of somebody else runs on the machine; empty: none."""
+    remarks: list[str] = []
+    """What whoever looks after it should know."""
 
 
 class MachineSummary(Value):

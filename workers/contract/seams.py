@@ -6,7 +6,7 @@ Each has one contract suite in `tests/contracts/` that every implementation pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +29,12 @@ class Features:
     """Of the remote side, for people."""
     backup: bool
     """Pull-mode backup with checkpoints."""
+    knows_off: bool = True
+    """Machines that are off are known too, and can be backed up."""
+    drop_checkpoint: str = "virsh checkpoint-delete {machine} {checkpoint}"
+    """What a person types to remove a checkpoint by hand."""
+    thaw_hint: str = "virsh domfsthaw {machine}"
+    """And to thaw a guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +190,19 @@ class QuiesceRequest:
     """Application → word: `postgresql` → `backup`."""
 
 
+@dataclass(frozen=True, slots=True)
+class NewMachine:
+    """What a point's definition is to become."""
+
+    name: str
+    uuid: str
+    disks: Mapping[str, tuple[str, str]]
+    """target → path and format of the restored image."""
+    nvram_path: str | None
+    fresh_macs: bool
+    """It may live beside its original, and shares nothing with it that two machines cannot share."""
+
+
 class Hypervisor(Protocol):
     """What runs machines. Raises HypervisorError and its kinds; NotFound for an unknown UUID. All paths are paths on
     its host."""
@@ -236,7 +255,15 @@ class Hypervisor(Protocol):
         """Let the hypervisor see files that were put into a storage pool. Raises NotFound."""
         ...
 
-    def define(self, definition: str, nvram: bytes | None, *, start: bool) -> None: ...
+    def redefined(self, definition: str, new: NewMachine) -> str:
+        """A point's definition as that of the machine `new`. Nothing is changed anywhere. Raises UsageError for a
+        definition that this hypervisor cannot run."""
+        ...
+
+    def define(self, definition: str, nvram: bytes | None, *, start: bool) -> None:
+        """Make the machine known, or known anew; NVRAM goes where the definition says. Raises TargetExists if its name
+        is another's."""
+        ...
 
     def undefine(self, uuid: str) -> None:
         """Stop (hard) and forget a machine; its disks stay. Absent: no error."""

@@ -1,35 +1,66 @@
-"""What runs machines. libvirt is imported when the first one is opened: `--help` must stay fast."""
+"""What runs machines, by the scheme of its URI. libvirt and QMP are imported when the first one is opened: `--help`
+must stay fast."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from workers.contract.errors import ConfigError
 from workers.contract.hosts import Host
+from workers.contract.seams import Hypervisor
 from workers.hosts.local import LOCAL
 
-if TYPE_CHECKING:
-    from workers.hypervisors.libvirt_host import LibvirtHypervisor
-
-_LOCAL_SCHEMES = ("qemu", "qemu+unix")
+RUNTIME = Path("/run/stillframe")
 
 
-def open_hypervisor(
-    uri: str, *, name: str = "", runtime_dir: Path | None = None, host: Host = LOCAL
-) -> LibvirtHypervisor:
-    """Connect to the hypervisor at libvirt `uri`, known as `name` in the configuration (default: the URI).
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an opener is told; `host` is where it runs, and `runtime_dir` is a folder there."""
 
-    `host` is where it runs. `runtime_dir` (there) is for NBD sockets where libvirt keeps no folder per machine. Raises
-    ConfigError for a URI that cannot be meant, HypervisorUnreachable with libvirt's own words.
+    uri: str
+    name: str
+    runtime_dir: Path | None
+    host: Host
+
+
+def open_hypervisor(uri: str, *, name: str = "", runtime_dir: Path | None = None, host: Host = LOCAL) -> Hypervisor:
+    """Connect to the hypervisor at `uri`, known as `name` in the configuration (default: the URI).
+
+    `host` is where it runs. `runtime_dir` (there) is for NBD sockets where the hypervisor keeps no folder per machine.
+    Raises ConfigError for a URI that cannot be meant, HypervisorUnreachable with its own words.
     """
-    parts = urlsplit(uri)
-    if parts.scheme not in _LOCAL_SCHEMES or parts.netloc or parts.path not in ("/system", "/session"):
+    opener = _OPENERS.get(urlsplit(uri).scheme)
+    if opener is None:
+        examples = "qemu:///system, or qmp+unix:///run/qemu/web.sock for a QEMU without libvirt"
+        raise ConfigError(f"hypervisor URI {uri!r} is of no kind known here", hint=f"write {examples}")
+    return opener(Wanted(uri, name or uri, runtime_dir, host))
+
+
+def _libvirt(wanted: Wanted) -> Hypervisor:
+    parts = urlsplit(wanted.uri)
+    if parts.netloc or parts.path not in ("/system", "/session"):
         raise ConfigError(
-            f"hypervisor URI {uri!r} is not one of a local libvirt",
+            f"hypervisor URI {wanted.uri!r} is not one of a local libvirt",
             hint="write qemu:///system, and run stillframe on the hypervisor itself",
         )
     from workers.hypervisors.libvirt_host import LibvirtHypervisor
 
-    return LibvirtHypervisor(uri, name=name or uri, host=host, runtime_dir=runtime_dir)
+    return LibvirtHypervisor(wanted.uri, name=wanted.name, host=wanted.host, runtime_dir=wanted.runtime_dir)
+
+
+def _qmp(wanted: Wanted) -> Hypervisor:
+    parts = urlsplit(wanted.uri)
+    path = Path(unquote(parts.path))
+    if parts.netloc or parts.query or parts.fragment or not path.is_absolute() or path == Path("/"):
+        raise ConfigError(
+            f"hypervisor URI {wanted.uri!r} names no local socket",
+            hint="write qmp+unix:///run/qemu/web.sock, or the folder of such sockets",
+        )
+    from workers.hypervisors.qmp_host import QmpHypervisor
+
+    return QmpHypervisor(path, name=wanted.name, runtime_dir=wanted.runtime_dir or RUNTIME)
+
+
+_OPENERS = {"qemu": _libvirt, "qemu+unix": _libvirt, "qmp+unix": _qmp}

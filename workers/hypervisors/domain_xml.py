@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
+from workers.contract.errors import UsageError
+
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _DEVICES = {"cdrom": "CD-ROM", "floppy": "floppy", "lun": "SCSI device passed through"}
 
@@ -139,6 +141,11 @@ def restored(
     numbers are left for libvirt to choose. The NVRAM goes to `nvram_path`, or where libvirt chooses. A generation id
     is always new, as its specification asks after a restore. TPM state is untouched.
     """
+    if not definition.lstrip().startswith("<"):
+        raise UsageError(
+            "the point is of a QEMU without libvirt, which libvirt cannot run",
+            hint="name a hypervisor of that kind, or restore its disks: stillframe restore disk POINT DISK --to FILE",
+        )
     root = ET.fromstring(definition)
     root.attrib.pop("id", None)
     _set_text(root, "name", name)

@@ -21,7 +21,7 @@ import libvirt_qemu
 from workers.contract.errors import Busy, HypervisorError, HypervisorUnreachable, NotFound, UsageError
 from workers.contract.hosts import Host
 from workers.contract.machines import Disk, Inventory, Leftovers, MachineRef, MachineSummary, Power
-from workers.contract.seams import BackupRequest, Begun, Features
+from workers.contract.seams import BackupRequest, Begun, Features, NewMachine
 from workers.hosts.local import LOCAL
 from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, host_files
 from workers.hypervisors.disk_facts import DiskFacts
@@ -265,6 +265,16 @@ class LibvirtHypervisor:
         )
 
     # --- machines ----------------------------------------------------------------------------------------------
+
+    def redefined(self, definition: str, new: NewMachine) -> str:
+        return domain_xml.restored(
+            definition,
+            name=new.name,
+            uuid=new.uuid,
+            disks=new.disks,
+            nvram_path=new.nvram_path,
+            fresh_macs=new.fresh_macs,
+        )
 
     def define(self, definition: str, nvram: bytes | None, *, start: bool) -> None:
         """Define a machine, or define it anew if its UUID is known. TargetExists if its name is another's."""

@@ -34,6 +34,12 @@ def package(
 
 
 @pytest.fixture
+def kind() -> str:
+    """Of hypervisor: the fake stands behind libvirt's channel."""
+    return "libvirt"
+
+
+@pytest.fixture
 def agent(tmp_path: Path) -> Iterator[FakeWindowsAgent]:
     with FakeWindowsAgent(tmp_path / "ga.sock") as agent:
         yield agent
