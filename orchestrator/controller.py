@@ -87,6 +87,7 @@ class Controller:
 
         moved = self._transact(begin)
         for before, after, commands in moved:
+            _write_down(before, after, "started")
             self._follow("started", before, after, commands)
         return [after.id for _, after, _ in moved]
 
@@ -108,6 +109,7 @@ class Controller:
 
     def _step(self, job_id: str, decide: Callable[[Job], docs.Step], kind: str, text: str) -> None:
         moved = self._transact(lambda session: self._apply(session, job_id, decide, kind, text))
+        _write_down(moved[0], moved[1], text)
         self._follow(kind, *moved)
 
     def _transact(self, act: Callable[[Session], T]) -> T:
@@ -137,6 +139,20 @@ class Controller:
             _register(session, before, after)
             tell(session, row, before, after)
         return before, after, commands
+
+
+def _write_down(before: Job, after: Job, text: str) -> None:
+    """A line in the log, after the commit."""
+    match after:
+        case BackupJob():
+            subject = {"machine": after.machine.name, "hypervisor": after.machine.hypervisor}
+        case _:
+            subject = {}
+    level = logging.DEBUG if after == before else logging.INFO
+    if after.state is JobState.FAILED and before.state is not JobState.FAILED:
+        level, text = logging.WARNING, f"failed: {after.error.message if after.error else text}"
+    what = {"job": after.id, "kind": after.kind, "state": after.state.value, "vault": after.vault, **subject}
+    log.log(level, "%s", text, extra=what)
 
 
 def _register(session: Session, before: Job, after: Job) -> None:

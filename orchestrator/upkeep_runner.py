@@ -27,6 +27,7 @@ from orchestrator.jobs.upkeep import UpkeepJob
 from workers.contract.errors import Cancelled, StillframeError, describe
 from workers.contract.machines import Value
 from workers.contract.messages import BEAT_SECONDS, Failed
+from workers.logs import about
 
 LOOK_SECONDS = 1.0
 END_SECONDS = 10.0
@@ -97,7 +98,7 @@ class UpkeepRunner:
             beat = threading.Thread(target=self._beat, args=(job_id, stop), name="upkeep-beat", daemon=True)
             beat.start()
             try:
-                with acting_as(actor):
+                with acting_as(actor), about(job=job_id, command=job.what):
                     done = self._perform(job, self._check(job_id))
             except Exception as error:  # noqa: BLE001 - the border: whatever happens becomes an event
                 controller.advance(job_id, Failed(command="upkeep", error=describe(error)))

@@ -1,1 +1,6 @@
 """Touches machines and bytes; decides nothing; knows no database (DESIGN: arrows point down only)."""
+
+import logging
+
+# Lines are for processes that stay (`workers/logs.py`); a command says what it has to say by itself.
+logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from threading import Lock
 from typing import TypeVar
 
@@ -43,6 +44,7 @@ def share_out(items: Iterator[T], work: Callable[[Iterator[T]], None], threads: 
             raise
 
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="transfer") as pool:
-        running = [pool.submit(guarded) for _ in range(threads)]
+        # Each in a copy of the caller's context: what is written down there names the job, too.
+        running = [pool.submit(copy_context().run, guarded) for _ in range(threads)]
     for done in running:
         done.result()

@@ -6,6 +6,8 @@ exception meant. Only a killed process reports nothing, and that the reconciler 
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +34,7 @@ from workers.contract.machines import Inventory, Power
 from workers.contract.points import Consistency, DiskPoint, Mode, Point, healed_words
 from workers.contract.seams import Hypervisor
 from workers.disks.targets import HERE, Landing
+from workers.logs import about
 from workers.quiesce import Guest, Notes
 from workers.work_desk import WorkDesk
 
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from workers.visit import Visit
+
+log = logging.getLogger(__name__)
 
 C = TypeVar(
     "C",
@@ -66,6 +71,21 @@ def target_of(command: m.Command) -> str | None:
             return None
 
 
+def _performed(perform: Callable[[C], m.Event], command: C) -> m.Event:
+    """What came of it: whatever happens becomes an event, and a line in the log."""
+    began = time.monotonic()
+    log.debug("%s begins", command.kind)
+    try:
+        event = perform(command)
+    except Exception as error:
+        info = describe(error)
+        ours = isinstance(error, StillframeError)
+        log.warning("%s failed: %s", command.kind, info.message, exc_info=None if ours else error)
+        return m.Failed(command=command.kind, error=info, target=target_of(command))
+    log.info("%s done", command.kind, extra={"seconds": round(time.monotonic() - began, 3)})
+    return event
+
+
 class Tasks:
     """The commands of the contract, performed on one worker."""
 
@@ -88,12 +108,11 @@ class Tasks:
     def _register(self, message: type[C], perform: Callable[[C], m.Event]) -> None:
         def task(text: str) -> None:
             command = message.model_validate_json(text)
-            with self.desk.performing(m.Running(job=command.job, kind=command.kind, target=target_of(command))):
-                try:
-                    event = perform(command)
-                except Exception as error:  # noqa: BLE001 - the border: whatever happens becomes an event
-                    event = m.Failed(command=command.kind, error=describe(error), target=target_of(command))
-                post_event(self._app, command.job, event)
+            with (
+                about(job=command.job, command=command.kind, target=target_of(command) or ""),
+                self.desk.performing(m.Running(job=command.job, kind=command.kind, target=target_of(command))),
+            ):
+                post_event(self._app, command.job, _performed(perform, command))
 
         kind: Any = message.model_fields["kind"].default
         # Not shared: Celery would hand the task, with this context in it, to every other app of the process.

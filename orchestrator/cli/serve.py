@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,7 @@ def serve(session: Session) -> int:
     from orchestrator.roles import Signals, run_serve
     from workers.contract.errors import UsageError
 
+    _write_down(session)
     config = session.config
     if not session.service.engine.embedded:
         raise UsageError(
@@ -52,6 +54,7 @@ def controller(session: Session) -> None:
     from orchestrator.roles import Signals, run_controller
     from workers.contract.errors import UsageError
 
+    _write_down(session)
     service = session.peek()
     if service.engine.embedded:
         raise UsageError(
@@ -70,6 +73,7 @@ def worker(session: Session, hypervisor: Hypervisors, grace: Grace = 60) -> int:
     from workers.contract.errors import UsageError
     from workers.host import HostWorker
 
+    _write_down(session)
     config = session.config
     if celery.is_embedded(config.broker_url):
         raise UsageError(
@@ -93,6 +97,14 @@ def worker(session: Session, hypervisor: Hypervisors, grace: Grace = 60) -> int:
     return OK
 
 
+def _write_down(session: Session) -> None:
+    """From here on, what happens is written to standard error, line by line."""
+    from workers.logs import setup
+
+    setup(verbose=session.settings.verbose, as_json=True if session.settings.json else None)
+
+
 def _tell(session: Session, role: str, config: Config, name: str = "") -> None:
     session.out.record("serving", {"role": role, "pid": os.getpid(), "name": name, "config": str(config.path)})
-    session.out.note(f"{role} {name}".rstrip() + f" is up (process {os.getpid()}, {config.path})")
+    what = f"{role} {name}".rstrip() + f" is up (process {os.getpid()}, {config.path})"
+    logging.getLogger(__name__).info(what)
