@@ -19,7 +19,7 @@ class Relay:
         self._daemon = str(daemon)
         self.has_cut = False
         """Whether the words of `cut_at` have been seen."""
-        self._cut_at = b""
+        self._cut_at, self._for_good = b"", False
         self._links: list[socket.socket] = []
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(path))
@@ -44,13 +44,13 @@ class Relay:
             with contextlib.suppress(OSError):
                 self._links.pop().shutdown(socket.SHUT_RDWR)
 
-    def cut_at(self, words: bytes) -> None:
-        """Deliver the request that holds `words`, and lose its reply."""
-        self._cut_at = words
+    def cut_at(self, words: bytes, *, for_good: bool = False) -> None:
+        """Deliver the request that holds `words`, and lose its reply; `for_good`: nothing passes afterwards."""
+        self._cut_at, self._for_good = words, for_good
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
-            while True:
+            while not (self.has_cut and self._for_good):
                 client, _ = self._server.accept()
                 daemon = socket.socket(socket.AF_UNIX)
                 daemon.connect(self._daemon)
@@ -64,5 +64,7 @@ class Relay:
                 sink.sendall(data)
                 if self._cut_at and self._cut_at in data:
                     self._cut_at, self.has_cut = b"", True
+                    if self._for_good:
+                        self._server.shutdown(socket.SHUT_RDWR)
                     self.cut()
             sink.shutdown(socket.SHUT_RDWR)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.contracts.conftest import MIB, make_image
+from tests.contracts.conftest import MIB, connected, dirty_ranges, make_image
 from tests.contracts.qmp_blank import QmpBlank, QmpFactory, qmp, wait_for
+from tests.contracts.relay import Relay
 from workers.contract.errors import (
     Busy,
     GuestError,
@@ -90,6 +91,32 @@ class TestFinding:
         again = hypervisor.inventory(found.machine.uuid)
         assert found.machine.uuid != machine.uuid
         assert "-uuid" in again.remarks[0]
+
+    def test_two_monitors_are_one_machine_and_two_machines_with_one_uuid_none(
+        self, hypervisor: Hypervisor, blank: QmpFactory, qmp_folder: Path
+    ) -> None:
+        extra = ["-qmp", f"unix:{qmp_folder}/second.sock,server=on,wait=off"]
+        one, clone = blank({"vda": "qcow2"}, extra=extra), blank({"vda": "qcow2"}, start=False)
+        assert [summary.machine.name for summary in hypervisor.machines()] == [one.name]
+        clone.uuid = one.uuid
+        clone.start()
+        assert len(hypervisor.machines()) == 2
+        with pytest.raises(HypervisorError, match="the same UUID") as caught:
+            hypervisor.inventory(one.uuid)
+        assert "-uuid" in caught.value.hint
+
+    def test_hostile_names(self, hypervisor: Hypervisor, blank: QmpFactory) -> None:
+        name = "../\x1b]0;x\x07\n" + "y" * 300
+        machine = blank({"vda": "qcow2"}, extra=["-name", f"guest={name}"])
+        [found] = hypervisor.machines()
+        assert found.machine.name.startswith("../\ufffd]0;x\ufffd\ufffdyyy")
+        assert len(found.machine.name) == 255
+        wanted = hypervisor.redefined(
+            hypervisor.inventory(machine.uuid).definition,
+            NewMachine("../x", NEW, {"vda": ("/tmp/none.qcow2", "qcow2")}, None, True),
+        )
+        with pytest.raises(UsageError, match="cannot be named"):
+            hypervisor.define(wanted, None, start=False)
 
     def test_a_monitor_that_somebody_holds(self, blank: QmpFactory, qmp_folder: Path, tmp_path: Path) -> None:
         hypervisor = QmpHypervisor(qmp_folder, name="lab", runtime_dir=tmp_path, patience=0.3)
@@ -179,6 +206,65 @@ class TestDisks:
         assert hypervisor.leftovers(machine.uuid).checkpoints == []
         assert hypervisor.end_backup(machine.uuid, "sf-one")
         assert machine.checkpoints() == []
+
+    @pytest.mark.parametrize(
+        "command", ["blockdev-add", "transaction", "nbd-server-start", "block-export-add", "block-job-cancel"]
+    )
+    def test_death_after_each_command(
+        self, hypervisor: Hypervisor, blank: QmpFactory, tmp_path: Path, command: str
+    ) -> None:
+        """Whatever was done last, a process that comes later takes it all away, and the base is untouched."""
+        machine = blank({"vda": "qcow2", "vdb": "qcow2"})
+        hypervisor.begin_backup(machine.uuid, machine.request("base"))
+        assert hypervisor.end_backup(machine.uuid, "sf-base")
+        runtime = machine.taken_socket("one").parent.parent
+        with Relay(tmp_path / "relay.sock", machine.monitor) as relay:
+            dying = open_hypervisor(f"qmp+unix://{relay.path}", name="lab", runtime_dir=runtime)
+            relay.cut_at(f'"{command}"'.encode(), for_good=True)
+            with suppress(HypervisorError, NotFound):
+                dying.begin_backup(machine.uuid, machine.request("one", "sf-base"))
+                dying.end_backup(machine.uuid, "sf-one")
+            assert relay.has_cut
+        left = hypervisor.leftovers(machine.uuid).backup_job  # QEMU may have dropped the command with the connection
+        assert left in ("one", None)
+        assert hypervisor.end_backup(machine.uuid, "sf-one") == bool(left)
+        hypervisor.delete_checkpoint(machine.uuid, "sf-one")
+        assert machine.checkpoints() == ["sf-base"]
+        assert machine.ask("query-jobs") == machine.ask("query-block-exports") == []
+        nodes = machine.ask("query-named-block-nodes", flat=True)
+        assert [node["node-name"] for node in nodes if node["node-name"].startswith("sf-")] == []
+        begun = hypervisor.begin_backup(machine.uuid, machine.request("two", "sf-base"))
+        assert [dirty_ranges(export) for export in begun.exports] == [[], []]
+
+    def test_a_machine_that_ends_meanwhile(self, hypervisor: Hypervisor, blank: QmpFactory) -> None:
+        """Its new checkpoint is in the image already; it goes, and the base stays."""
+        machine = blank({"vda": "qcow2"})
+        hypervisor.begin_backup(machine.uuid, machine.request("base"))
+        assert hypervisor.end_backup(machine.uuid, "sf-base")
+        hypervisor.begin_backup(machine.uuid, machine.request("one", "sf-base"))
+        machine.stop()
+        assert machine.bitmaps("vda") == ["sf-base", "sf-one"]
+        with pytest.raises(NotFound):
+            hypervisor.end_backup(machine.uuid, "sf-one")
+        hypervisor.delete_checkpoint(machine.uuid, "sf-one")
+        assert machine.bitmaps("vda") == ["sf-base"]
+
+    def test_exports_of_others_on_our_server_stay(self, hypervisor: Hypervisor, blank: QmpFactory) -> None:
+        machine = blank({"vda": "qcow2"})
+        hypervisor.begin_backup(machine.uuid, machine.request("one"))
+        machine.ask("block-export-add", id="theirs", **{"type": "nbd", "node-name": machine.node("vda")})
+        assert hypervisor.end_backup(machine.uuid, "sf-one")
+        assert [export["id"] for export in machine.ask("query-block-exports")] == ["theirs"]
+
+    def test_a_qemu_of_another_user(self, blank: QmpFactory, qmp_folder: Path, guest_folder: Path) -> None:
+        """It gets its scratch and a place for its socket."""
+        machine = blank({"vda": "qcow2"}, extra=["-runas", "nobody"])
+        runtime = guest_folder / f"run-{machine.name}"
+        hypervisor = open_hypervisor(f"qmp+unix://{qmp_folder}", name="lab", runtime_dir=runtime)
+        begun = hypervisor.begin_backup(machine.uuid, machine.request("one"))
+        with connected(begun.exports[0]) as handle:
+            assert handle.get_size() == 16 * MIB
+        assert hypervisor.end_backup(machine.uuid, "sf-one")
 
 
 @pytest.fixture

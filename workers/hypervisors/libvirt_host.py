@@ -115,7 +115,8 @@ class LibvirtHypervisor:
         with errors.translated(f"looking at {domain.name()}"):
             power, disks, live = _power(domain), self._disks(domain), domain.XMLDesc(0)
             if base is not None:
-                verdicts = checkpoints.judge(self.host, domain, power is not Power.OFF, disks, base, base_xml)
+                known = base_xml if base_xml and base_xml.startswith("<") else None  # else it was no libvirt's then
+                verdicts = checkpoints.judge(self.host, domain, power is not Power.OFF, disks, base, known)
                 disks = [
                     disk.model_copy(update={"bitmap": verdict.state, "bitmap_detail": verdict.detail})
                     if (verdict := verdicts.get(disk.target))

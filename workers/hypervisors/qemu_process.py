@@ -15,8 +15,10 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Process:
+    pid: int
     program: str
     arguments: list[str]
+    """Empty if they are no text: nothing could be said of them."""
     folder: Path
     """Where it was started, as far as that is known."""
     open_files: frozenset[str]
@@ -42,15 +44,25 @@ def look(pid: int) -> Process | None:
     with suppress(OSError):
         named = (folder / "exe").readlink()
         program = str(named) if named.exists() else program
-    return Process(program, words[1:], _started_in(folder), frozenset(_open_files(folder)))
+    return Process(pid, program, words[1:], _started_in(folder), frozenset(_open_files(folder)))
 
 
-def command_lines() -> Iterator[list[str]]:
-    """Arguments of everything that calls itself qemu."""
+def running() -> Iterator[Process]:
+    """Everything that calls itself qemu; its open files are not looked at."""
     for folder in _PROC.glob("[0-9]*"):
         words = _command_line(folder)
         if words and "qemu" in Path(words[0]).name:
-            yield words[1:]
+            yield Process(int(folder.name), words[0], words[1:], _started_in(folder), frozenset())
+
+
+def user_of(pid: int) -> tuple[int, int] | None:
+    """The user and group that a process acts as now (`-runas` changes them after its sockets were made)."""
+    try:
+        lines = (_PROC / str(pid) / "status").read_text().splitlines()
+    except OSError:
+        return None
+    effective = {line.split(":")[0]: int(line.split()[2]) for line in lines if line.startswith(("Uid:", "Gid:"))}
+    return effective["Uid"], effective["Gid"]
 
 
 def _command_line(folder: Path) -> list[str]:
@@ -58,7 +70,10 @@ def _command_line(folder: Path) -> list[str]:
         raw = (folder / "cmdline").read_bytes()
     except OSError:
         return []
-    return [word.decode(errors="surrogateescape") for word in raw.rstrip(b"\0").split(b"\0")] if raw else []
+    try:
+        return raw.decode().removesuffix("\0").split("\0") if raw else []
+    except UnicodeDecodeError:
+        return [raw.split(b"\0")[0].decode(errors="replace")]
 
 
 def _started_in(folder: Path) -> Path:

@@ -20,9 +20,10 @@ from pathlib import Path
 from workers.contract.errors import Busy, CheckpointUnusable, HypervisorError, NoSpace
 from workers.contract.points import Mode
 from workers.contract.seams import BackupRequest, DiskRequest, Export
+from workers.hypervisors import qemu_process
 from workers.hypervisors.backup_xml import PREFIX
 from workers.hypervisors.qmp_disks import Drive
-from workers.hypervisors.qmp_wire import Json, Monitor, Peer, Refused, listener
+from workers.hypervisors.qmp_wire import Json, Monitor, Refused, listener
 
 END_SECONDS = 120.0
 SOCKET_LIMIT = 107
@@ -64,7 +65,7 @@ def begin(monitor: Monitor, drives: dict[str, Drive], request: BackupRequest, fo
     """After `check`. Everything or nothing: after an error `undo` is due, which takes away what was made. `folder` is
     for the socket. Raises Busy, NoSpace, HypervisorError."""
     chosen = [drives[disk.target] for disk in request.disks]
-    socket = _prepared(monitor.peer, folder, request)
+    socket = _prepared(monitor.peer.pid, folder, request)
     try:
         for number, (disk, drive) in enumerate(zip(request.disks, chosen, strict=True)):
             monitor.ask("blockdev-add", _scratch(part(request.name, number), disk, drive))
@@ -134,7 +135,7 @@ def _require_bases(chosen: Sequence[Drive], request: BackupRequest) -> None:
             raise CheckpointUnusable(f"bitmap {base} of {disk.target} {what}", target=disk.target)
 
 
-def _prepared(peer: Peer, folder: Path, request: BackupRequest) -> Path:
+def _prepared(pid: int, folder: Path, request: BackupRequest) -> Path:
     """The socket's path. Its folder and the scratch are given to QEMU's user, where we may give."""
     socket = folder / "nbd.sock"
     if len(str(socket).encode()) > SOCKET_LIMIT:
@@ -143,9 +144,10 @@ def _prepared(peer: Peer, folder: Path, request: BackupRequest) -> Path:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o711)
-        if os.geteuid() == 0 and peer.uid != 0:
+        user = qemu_process.user_of(pid)
+        if os.geteuid() == 0 and user is not None and user[0] != 0:
             for path in (folder, *(disk.scratch for disk in request.disks)):
-                os.chown(path, peer.uid, peer.gid)
+                os.chown(path, *user)
     except OSError as error:
         raise HypervisorError(f"{error.filename} cannot be prepared for QEMU: {error.strerror}") from None
     return socket
@@ -193,12 +195,8 @@ def _export(mine: str, disk: DiskRequest) -> Json:
 
 def end(monitor: Monitor, name: str, folder: Path) -> bool:
     """Take away all parts of job `name`, whichever there are. False: there was none."""
-    exports = [export for export in monitor.ask("query-block-exports") if _is_part(export["id"], name)]
     socket = folder / "nbd.sock"
-    serves = bool(exports) or _serves(monitor, socket)
-    if serves:
-        with suppress(Refused):
-            monitor.ask("nbd-server-stop", seconds=END_SECONDS)  # returns when its exports are gone
+    serves = _end_exports(monitor, name, socket)
     with suppress(OSError):
         socket.unlink()
     jobs = _jobs(monitor, name)
@@ -209,6 +207,28 @@ def end(monitor: Monitor, name: str, folder: Path) -> bool:
         raise HypervisorError(f"the backup job {name} did not end within {END_SECONDS:.0f} s")
     nodes = _remove_nodes(monitor, name)
     return bool(serves or jobs or nodes)
+
+
+def _end_exports(monitor: Monitor, name: str, socket: Path) -> bool:
+    """The server is stopped, and with it all exports, unless somebody else has some on it."""
+    exports = [str(export["id"]) for export in monitor.ask("query-block-exports")]
+    ours = [export for export in exports if _is_part(export, name)]
+    if not ours and not _serves(monitor, socket):
+        return False
+    if ours == exports:
+        with suppress(Refused):
+            monitor.ask("nbd-server-stop", seconds=END_SECONDS)  # returns when its exports are gone
+        return True
+    for export in ours:
+        with suppress(Refused):
+            monitor.ask("block-export-del", {"id": export, "mode": "hard"})
+    if not monitor.until(lambda: not _exported(monitor, name), END_SECONDS):
+        raise HypervisorError(f"the exports of {name} did not end within {END_SECONDS:.0f} s")
+    return True
+
+
+def _exported(monitor: Monitor, name: str) -> bool:
+    return any(_is_part(export["id"], name) for export in monitor.ask("query-block-exports"))
 
 
 def _serves(monitor: Monitor, socket: Path) -> bool:

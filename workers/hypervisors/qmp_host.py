@@ -38,9 +38,10 @@ from workers.hypervisors.qmp_agent import Agents, is_connected
 from workers.hypervisors.qmp_definition import Definition, Image
 from workers.hypervisors.qmp_disks import Drive, drives, judged
 from workers.hypervisors.qmp_machines import Found, Sockets, held, identity
-from workers.hypervisors.qmp_wire import GREETING_SECONDS, Monitor
+from workers.hypervisors.qmp_wire import GREETING_SECONDS, HELD_HINT, Monitor
 
 QUIT_SECONDS = 60.0
+GLANCE_SECONDS = 0.5
 _OLDEST = (5, 2)
 """QEMU with block-export-add, and with bitmaps that are merged in a transaction."""
 _ONLY_RUNNING = "without libvirt a machine is known only while its QEMU runs: start it, and try again"
@@ -76,10 +77,10 @@ class QmpHypervisor:
         )
 
     def _version(self) -> tuple[int, ...]:
-        """Of the oldest QEMU that answers; empty if none does."""
+        """Of the oldest QEMU that answers at once; empty if none does."""
         found = []
         for path in self._sockets.paths():
-            with suppress(HypervisorError, Busy), self._connected(path) as monitor:
+            with suppress(HypervisorError, Busy), Monitor(path, greeting_seconds=GLANCE_SECONDS) as monitor:
                 found.append(monitor.version)
         return min(found, default=())
 
@@ -117,14 +118,26 @@ class QmpHypervisor:
             return monitor
 
     def _searched(self, uuid: str) -> Path:
-        for found in self._found():
-            if found.uuid == uuid:
-                return found.socket
-        raise NotFound(f"{self._name} has no machine with UUID {uuid} that runs", hint=_ONLY_RUNNING)
+        """Raises HypervisorError where two have that UUID: which of them a point is of, nobody could say."""
+        fitting = [found for found in self._found() if found.uuid == uuid]
+        if not fitting:
+            raise NotFound(f"{self._name} has no machine with UUID {uuid} that runs", hint=_ONLY_RUNNING)
+        if len(fitting) > 1:
+            both = " and ".join(f"{found.name} ({found.socket})" for found in fitting)
+            raise HypervisorError(f"{both} have the same UUID {uuid}", hint="give each QEMU a -uuid of its own")
+        if fitting[0].held:
+            raise Busy(f"{fitting[0].name}: {fitting[0].held}", hint=HELD_HINT)
+        self._paths[uuid] = fitting[0].socket
+        return fitting[0].socket
 
     def _found(self) -> list[Found]:
-        """All machines."""
-        machines = []
+        """All machines, whichever monitors they have."""
+        machines: dict[tuple[str, int], Found] = {}
+        for found in self._answering():
+            machines.setdefault((found.uuid, found.pid), found)
+        return list(machines.values())
+
+    def _answering(self) -> Iterator[Found]:
         for path in self._sockets.paths():
             try:
                 with self._connected(path) as monitor:
@@ -140,9 +153,7 @@ class QmpHypervisor:
                 if self._sockets.alone and not isinstance(error, HypervisorUnreachable):
                     raise
                 continue  # nobody serves it any more, or it is something else
-            self._paths[found.uuid] = found.socket
-            machines.append(found)
-        return machines
+            yield found
 
     # --- looking -----------------------------------------------------------------------------------------------
 
@@ -157,13 +168,13 @@ class QmpHypervisor:
         if found.held:
             return bare
         try:
-            with self._monitor(found.uuid) as monitor:
+            with self._connected(found.socket) as monitor:
                 return MachineSummary(
                     machine=machine,
                     power=_power(monitor),
                     disks=[drive.disk for drive in self._drives(monitor)] if disks else [],
                 )
-        except (Busy, NotFound, HypervisorError):  # held or gone since
+        except (Busy, HypervisorError):  # held or gone since
             return bare
 
     def _drives(self, monitor: Monitor, *, lenient: bool = True) -> list[Drive]:

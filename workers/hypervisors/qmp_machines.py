@@ -8,15 +8,18 @@ but not as a monitor does, is passed over in a folder, and an error where it was
 from __future__ import annotations
 
 import uuid as uuids
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workers.contract.errors import Busy, HypervisorUnreachable, UsageError
-from workers.contract.guests import printable
 from workers.hypervisors import command_line, qemu_process
+from workers.hypervisors.command_line import Option
+from workers.hypervisors.qemu_process import Process
 from workers.hypervisors.qmp_wire import Monitor, is_socket
 
+NAME_LIMIT = 255
 _NO_UUID = str(uuids.UUID(int=0))
 _NAMESPACE = uuids.UUID("5d0a6a10-1f0b-4f0e-9f63-8f2f0d6b8f11")
 
@@ -32,6 +35,7 @@ class Found:
     """False: QEMU was started without `-uuid`, and the one here stands for this host and socket."""
     held: str = ""
     """Somebody else holds its monitor: what is known comes from its command line."""
+    pid: int = 0
 
 
 class Sockets:
@@ -69,13 +73,13 @@ class Sockets:
 
 def identity(monitor: Monitor) -> Found:
     uuid = str(monitor.ask("query-uuid").get("UUID", _NO_UUID))
-    name = printable(str(monitor.ask("query-name").get("name") or ""))
-    return _completed(Found(monitor.path, uuid, name))
+    name = str(monitor.ask("query-name").get("name") or "")
+    return _completed(Found(monitor.path, uuid, name, pid=monitor.peer.pid))
 
 
 def _completed(found: Found) -> Found:
-    if not found.name:
-        found = replace(found, name=printable(found.socket.name.removesuffix(".sock")))
+    name = found.name or found.socket.name.removesuffix(".sock")
+    found = replace(found, name="".join(char if char.isprintable() else "\ufffd" for char in name[:NAME_LIMIT]))
     if found.uuid == _NO_UUID:
         made = uuids.uuid5(_NAMESPACE, f"{_host()}:{found.socket.resolve()}")
         found = replace(found, uuid=str(made), own_uuid=False)
@@ -91,30 +95,35 @@ def _host() -> str:
 
 def held(path: Path, busy: Busy) -> Found:
     """The machine whose monitor somebody else holds, by its command line. Raises `busy` where that does not tell."""
-    arguments = next((words for words in qemu_process.command_lines() if _has_monitor(words, path)), None)
-    if arguments is None:
+    process = next((each for each in qemu_process.running() if str(path.resolve()) in _monitors(each)), None)
+    if process is None:
         raise busy
-    told = {option.name: option.value or "" for option in command_line.parse(arguments)}
+    told = {option.name: option.value or "" for option in command_line.parse(process.arguments)}
     uuid = told.get("uuid", _NO_UUID)
     with suppress(ValueError):
         uuid = str(uuids.UUID(uuid))
     pairs = command_line.fields(told.get("name", ""))
     name = next((text for key, text in pairs if key == "guest" and text), None) or pairs[0][0]
-    return _completed(Found(path, uuid, printable(name), held=str(busy)))
+    return _completed(Found(path, uuid, name, held=str(busy), pid=process.pid))
 
 
-def _has_monitor(arguments: list[str], path: Path) -> bool:
+def _options(process: Process) -> list[Option]:
     with suppress(UsageError):
-        named = command_line.monitor_paths(command_line.parse(arguments))
-        return str(path.resolve()) in {str(Path(each).resolve()) for each in named}
-    return False
+        return command_line.parse(process.arguments)
+    return []
+
+
+def _absolute(process: Process, paths: Iterable[str]) -> set[str]:
+    return {str((process.folder / path).resolve()) for path in paths}
+
+
+def _monitors(process: Process) -> set[str]:
+    return _absolute(process, command_line.monitor_paths(_options(process)))
 
 
 def _named_as_something_else() -> set[str]:
     """Sockets that some QEMU has for another purpose than QMP."""
     found: set[str] = set()
-    for arguments in qemu_process.command_lines():
-        with suppress(UsageError):
-            options = command_line.parse(arguments)
-            found |= command_line.made(options) - command_line.monitor_paths(options)
-    return {str(Path(path).resolve()) for path in found if path.startswith("/")}
+    for process in qemu_process.running():
+        found |= _absolute(process, command_line.made(_options(process))) - _monitors(process)
+    return found

@@ -34,6 +34,8 @@ READ_LIMIT = 64 << 20
 
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # it would write of every lost connection to stderr
 
+HELD_HINT = "give Stillframe a monitor of its own: -qmp unix:PATH,server=on,wait=off can be given twice"
+
 Json = dict[str, Any]
 
 
@@ -74,10 +76,7 @@ def _connected(path: Path, seconds: float) -> socket.socket:
 
 
 def _held(path: Path) -> Busy:
-    return Busy(
-        f"another program holds the QMP monitor {path}",
-        hint="give Stillframe a monitor of its own: -qmp unix:PATH,server=on,wait=off can be given twice",
-    )
+    return Busy(f"another program holds the QMP monitor {path}", hint=HELD_HINT)
 
 
 def is_socket(path: Path) -> bool:
