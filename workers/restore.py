@@ -250,13 +250,15 @@ def define_machine(vault: Vault, hypervisor: Hypervisor, command: DefineMachine)
     wanted = _new_machine(point, command, command.disks, command.formats)
     definition = hypervisor.redefined(point.definition, wanted)
     if original is None:
-        hypervisor.define(definition, point.nvram, start=command.start)
+        how = hypervisor.define(definition, point.nvram, start=command.start)
     else:
-        _replace(hypervisor, original, definition, point, start=command.start)
+        how = _replace(hypervisor, original, definition, point, start=command.start)
     old = [] if original is None else [disk.source for disk in original.disks if not disk.excluded]
     replaced = [source for source in old if source not in command.disks.values()]
     hypervisor.host.remove([temporary(Path(path), command.job) for path in command.disks.values()])
-    return MachineDefined(uuid=command.uuid, name=command.name, started=command.start, replaced=replaced)
+    return MachineDefined(
+        uuid=command.uuid, name=command.name, started=command.start, start_with=how, replaced=replaced
+    )
 
 
 def _new_machine(
@@ -285,12 +287,12 @@ def _original(hypervisor: Hypervisor, command: DefineMachine) -> Inventory | Non
         return None
 
 
-def _replace(hypervisor: Hypervisor, original: Inventory, definition: str, point: Point, *, start: bool) -> None:
+def _replace(hypervisor: Hypervisor, original: Inventory, definition: str, point: Point, *, start: bool) -> str:
     """Stop and forget the original, and define the restored machine; if that is refused, put the original back."""
     uuid, nvram = original.machine.uuid, hypervisor.nvram(original)
     hypervisor.undefine(uuid)
     try:
-        hypervisor.define(definition, point.nvram, start=start)
+        return hypervisor.define(definition, point.nvram, start=start)
     except StillframeError:
         hypervisor.undefine(uuid)
         hypervisor.define(original.definition, nvram, start=False)

@@ -166,6 +166,8 @@ def _show(session: Session, view: JobView) -> None:
     if result.get("name"):
         state = "running" if result.get("started") else "defined, not started"
         session.out.say(f"machine {result['name']}  {result.get('uuid', '')}  {state}")
+        if not result.get("started") and result.get("start_with"):
+            session.out.say(f"start it with: {result['start_with']}")
     for path in result.get("replaced") or []:
         session.out.say(f"kept aside: {path}")
     session.out.say(f"every block was checked while written, {took}")

@@ -379,7 +379,7 @@ class TestDefining:
         with pytest.raises(TargetExists, match="runs already"):
             hypervisor.define(taken, None, start=False)
         wanted = hypervisor.redefined(definition, new_machine(tmp_path, "copy"))
-        hypervisor.define(wanted, None, start=False)
+        assert hypervisor.define(wanted, None, start=False) == str(tmp_path / "copy.start")
         hypervisor.define(wanted, None, start=False)
         with pytest.raises(TargetExists, match="another machine's"):
             hypervisor.define(wanted.replace(NEW, machine.uuid), None, start=False)

@@ -175,6 +175,24 @@ def test_what_qemu_does_meanwhile(bare_place: Place, blank: QmpFactory) -> None:
     compare(place, machine, "vda")
 
 
+def test_a_machine_is_replaced_by_its_point(bare_place: Place, blank: QmpFactory) -> None:
+    place, machine = bare_place, blank({"vda": "qcow2"})
+    machine.write("vda", 0, MIB)
+    place.backed_up(machine.name)
+    ran = place.good("restore", "vm", f"{machine.name}@latest", "--replace", "--start", "--yes").line("restore")
+    assert machine.process is not None
+    machine.process.wait(30)
+    assert ran["replaced"] == [str(machine.disks["vda"])]
+    assert qmp(machine.monitor, "query-uuid")["UUID"] == machine.uuid
+    [disk] = place.backed_up(machine.name)["disks"]
+    assert (disk["mode"], "its image changed" in disk["reason"]) == ("full", True), disk
+    qmp(machine.monitor, "quit")
+    start = next(machine.folder.glob("*.start"))
+    assert ran["start_with"] == str(start)
+    lost = place.run("restore", "vm", f"{machine.name}@latest", "--name", "x", "--pool", "default")
+    assert (lost.code, "no storage pools" in lost.out) == (2, True)
+
+
 def test_doctor_and_list(bare_place: Place, blank: QmpFactory) -> None:
     machine = blank({"vda": "qcow2", "vdb": "raw"})
     listed = [line for line in bare_place.good("vm", "list").lines if line["name"] == machine.name]

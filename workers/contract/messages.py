@@ -325,6 +325,8 @@ class MachineDefined(Value):
     uuid: str
     name: str
     started: bool
+    start_with: str = ""
+    """What a person types to start it."""
     replaced: list[str] = []
     """Disk files of the replaced machine, kept aside."""
 

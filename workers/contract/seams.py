@@ -260,9 +260,9 @@ class Hypervisor(Protocol):
         definition that this hypervisor cannot run."""
         ...
 
-    def define(self, definition: str, nvram: bytes | None, *, start: bool) -> None:
-        """Make the machine known, or known anew; NVRAM goes where the definition says. Raises TargetExists if its name
-        is another's."""
+    def define(self, definition: str, nvram: bytes | None, *, start: bool) -> str:
+        """Make the machine known, or known anew; NVRAM goes where the definition says. What a person types to start it.
+        Raises TargetExists if its name is another's."""
         ...
 
     def undefine(self, uuid: str) -> None:

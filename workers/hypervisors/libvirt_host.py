@@ -9,6 +9,7 @@ kill a migration.
 from __future__ import annotations
 
 import math
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -268,16 +269,12 @@ class LibvirtHypervisor:
     # --- machines ----------------------------------------------------------------------------------------------
 
     def redefined(self, definition: str, new: NewMachine) -> str:
+        name, uuid, nvram, fresh = new.name, new.uuid, new.nvram_path, new.fresh_macs
         return domain_xml.restored(
-            definition,
-            name=new.name,
-            uuid=new.uuid,
-            disks=new.disks,
-            nvram_path=new.nvram_path,
-            fresh_macs=new.fresh_macs,
+            definition, name=name, uuid=uuid, disks=new.disks, nvram_path=nvram, fresh_macs=fresh
         )
 
-    def define(self, definition: str, nvram: bytes | None, *, start: bool) -> None:
+    def define(self, definition: str, nvram: bytes | None, *, start: bool) -> str:
         """Define a machine, or define it anew if its UUID is known. TargetExists if its name is another's."""
         with errors.translated("defining the machine"):
             domain = self._connection().defineXML(definition)
@@ -289,6 +286,7 @@ class LibvirtHypervisor:
         if start:
             with errors.translated(f"starting {domain.name()}"):
                 domain.create()
+        return shlex.join(["virsh", "start", domain.name()])
 
     def undefine(self, uuid: str) -> None:
         try:

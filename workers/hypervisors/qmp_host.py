@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -276,7 +277,7 @@ class QmpHypervisor:
     def redefined(self, definition: str, new: NewMachine) -> str:
         return qmp_definition.restored(definition, new, self._sockets.folder)
 
-    def define(self, definition: str, nvram: bytes | None, *, start: bool) -> None:
+    def define(self, definition: str, nvram: bytes | None, *, start: bool) -> str:
         """Write a start script beside the disks, and run it if asked."""
         wanted = qmp_definition.read(definition)
         for found in self._found():
@@ -285,6 +286,7 @@ class QmpHypervisor:
         script = qmp_define.write(wanted, nvram, self._runtime)
         if start:
             qmp_define.start(script, wanted.name)
+        return shlex.quote(str(script))
 
     def undefine(self, uuid: str) -> None:
         """What its start script wrote goes too, if it was defined here."""
