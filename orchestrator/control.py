@@ -24,6 +24,7 @@ from orchestrator.controller import Controller, Job, register
 from orchestrator.dispatcher import Dispatcher, Limits
 from orchestrator.engine import Engine
 from orchestrator.jobs.states import TERMINAL
+from orchestrator.machine_news import MachineNews
 from orchestrator.overseer import Overseer
 from workers import app as celery
 from workers.contract.errors import StillframeError
@@ -62,7 +63,13 @@ class Control:
         )
         self._overseer = Overseer(catalog, lambda: self.controller, NOBODY, seconds=silent)
         self._overseer.deaf()
-        register(self._app, self.controller, lambda _job, _error: None, patience=self._patience)
+        register(
+            self._app,
+            self.controller,
+            lambda _job, _error: None,
+            patience=self._patience,
+            heard=MachineNews(config, catalog).heard,
+        )
         self._register()
         self._workers = celery.ThreadWorkers(self._app, [celery.Plan("control", [celery.CONTROL], THREADS)])
 

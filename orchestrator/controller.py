@@ -8,7 +8,7 @@ it. What is sent twice is harmless by contract.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -22,7 +22,7 @@ from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.states import JobState
 from orchestrator.jobs.words import describe
 from workers.app import ADVANCE, CONTROL, host_queue, rescue_queue
-from workers.contract.messages import EVENT, Command, Event
+from workers.contract.messages import EVENT, Command, Event, MachinesListed
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -166,22 +166,36 @@ def _register(session: Session, before: Job, after: Job) -> None:
             put_extension(session, after.machine.uuid, after.extension)
 
 
+Heard = Callable[[Sequence[MachinesListed]], object]
+
+
+def _deaf(_listings: Sequence[MachinesListed]) -> None:
+    pass
+
+
 def register(
     app: Celery,
     controller: Controller,
     broken: Callable[[str, Exception], None],
     *,
     patience: Callable[[], bool] = lambda: False,
+    heard: Heard = _deaf,
 ) -> None:
     """Make `controller` the one that this process's worker hands events to. `broken` is told of an event that could
     not be applied: its job would otherwise wait for ever. `patience` waits a moment for a catalog that is away, and
-    says whether to try again."""
+    says whether to try again. `heard` is handed what hypervisors list, which belongs to no job."""
+
+    def apply(job_id: str, event: Event) -> None:
+        if isinstance(event, MachinesListed):
+            heard([event])
+        else:
+            controller.advance(job_id, event)
 
     @app.task(name=ADVANCE, shared=False)  # type: ignore[untyped-decorator]
     def advance(job_id: str, event_json: str) -> None:
         while True:
             try:
-                controller.advance(job_id, EVENT.validate_json(event_json))
+                apply(job_id, EVENT.validate_json(event_json))
             except DBAPIError as error:
                 if patience():
                     continue

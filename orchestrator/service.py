@@ -27,6 +27,8 @@ from orchestrator.job_desk import JobDesk
 from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.key_desk import KeyDesk
 from orchestrator.lock_desk import LockDesk
+from orchestrator.machine_desk import MachineDesk
+from orchestrator.machine_news import MachineNews
 from orchestrator.notify_desk import NotifyDesk
 from orchestrator.point_desk import PointDesk
 from orchestrator.replica_desk import ReplicaDesk
@@ -35,12 +37,13 @@ from orchestrator.upkeep_desk import UpkeepDesk
 from orchestrator.upkeep_jobs import UpkeepJobs
 from orchestrator.upkeep_work import UpkeepWork
 from orchestrator.vault_desk import VaultDesk
-from orchestrator.views import JobView, MachineView, PointView, VaultView, job_view, machine_view
+from orchestrator.views import JobView, MachinesView, MachineView, PointView, VaultView, job_view, machine_view
 from orchestrator.watch_desk import WatchDesk
+from workers.app import is_embedded
 from workers.context import Context
-from workers.contract.errors import HypervisorError, NotFound, StillframeError, UsageError
+from workers.contract.errors import StillframeError, UsageError
 from workers.contract.machines import MachineSummary
-from workers.contract.messages import CancelRequested
+from workers.contract.messages import CancelRequested, ListMachines
 
 if TYPE_CHECKING:
     from orchestrator.engine import Engine
@@ -62,6 +65,10 @@ class Service:
         self._catalog = catalog
         self._context = Context(config.worker)
         self._desk = VaultDesk(config, catalog, self._context)
+        news = MachineNews(lambda: self._config, catalog)
+        afar = None if is_embedded(config.broker_url) else self._send_listing
+        self.machine_desk = MachineDesk(lambda: self._config, catalog, self._context, news, afar)
+        """What is known of machines, and asking for it."""
         self.guests = GuestDesk(config, catalog, self._context, lambda wanted: self._summary(wanted, disks=False))
         """What concerns guests and not jobs."""
         self.point_desk = PointDesk(config, catalog, self._context, lambda wanted: self._summary(wanted))
@@ -147,6 +154,7 @@ class Service:
         self.upkeep_jobs.close()
         if self._running is not None:
             self._running.close()
+        self.machine_desk.close()
         self._context.close()
         self._catalog.close()
 
@@ -180,7 +188,7 @@ class Service:
 
     def chores(self) -> list[Chore]:
         """What whoever serves does again and again."""
-        return [*self.watch.chores(), *self.upkeep_jobs.chores(), *self.notify.chores()]
+        return [*self.machine_desk.chores(), *self.watch.chores(), *self.upkeep_jobs.chores(), *self.notify.chores()]
 
     def reconcile(self) -> list[str]:
         """Settle jobs whose process is dead and releases that failed; what was done, in words."""
@@ -200,8 +208,18 @@ class Service:
     # --- machines --------------------------------------------------------------------------------------------------
 
     def machines(self, hypervisor: str | None = None) -> list[MachineView]:
-        """All machines of one or all hypervisors. Raises HypervisorUnreachable only if none can be asked."""
-        return self._machine_views(self._summaries(hypervisor))
+        """All machines of one or all hypervisors, those of one that does not answer as it last had them."""
+        return self.look_at_machines(hypervisor).machines
+
+    def look_at_machines(self, hypervisor: str | None = None, *, ask: bool | None = None) -> MachinesView:
+        """All machines of one or all hypervisors, and who did not answer. `ask`: the hypervisors; None: where that is
+        quick."""
+        found, look = self.machine_desk.listed(hypervisor, ask=ask)
+        views = []
+        for one, view in zip(found, self._machine_views([one.summary for one in found]), strict=True):
+            stale = one.problem or look.silent.get(view.hypervisor)
+            views.append(view.model_copy(update={"as_of": one.as_of, "stale": bool(stale)}))
+        return MachinesView(machines=views, silent=look.silent)
 
     def machine(self, wanted: str) -> MachineView:
         """By UUID, name, or `hypervisor/name`. Raises NotFound, UsageError, HypervisorUnreachable."""
@@ -226,32 +244,13 @@ class Service:
             views.append(machine_view(summary, last.get(machine.uuid), protected=protected, extension=extension))
         return views
 
-    def _summaries(self, hypervisor: str | None = None, *, disks: bool = True) -> list[MachineSummary]:
-        names = [hypervisor] if hypervisor else list(self._config.worker.hypervisors)
-        if not names:
-            raise UsageError(f"{self._config.path} names no hypervisor", hint="add a [hypervisors.local] section")
-        found: list[MachineSummary] = []
-        errors: list[HypervisorError] = []
-        for name in names:
-            try:
-                found += self._context.hypervisor(name).machines(disks=disks)
-            except HypervisorError as error:
-                errors.append(error)
-        if len(errors) == len(names):
-            raise errors[0]
-        return found
-
     def _summary(self, wanted: str, *, disks: bool = True) -> MachineSummary:
-        hypervisor = wanted.partition("/")[0]
-        known = "/" in wanted and hypervisor in self._config.worker.hypervisors
-        try:
-            return find.machine_among(self._summaries(hypervisor if known else None, disks=disks), wanted)
-        except NotFound as error:
-            blind = self._context.blind_to_off()
-            if not blind:
-                raise
-            remark = f"{', '.join(blind)}: a machine without libvirt is known only while it runs"
-            raise NotFound(str(error), hint=f"{error.hint}; {remark}") from None
+        return self.machine_desk.find(wanted, disks=disks)
+
+    def _send_listing(self, command: ListMachines) -> None:
+        from workers import app as celery
+
+        celery.send(self.engine.app(owner.NOBODY), command, celery.host_queue(command.hypervisor))
 
     # --- jobs ------------------------------------------------------------------------------------------------------
 

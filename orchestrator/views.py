@@ -52,6 +52,17 @@ class MachineView(Value):
     """A `[protect.*]` section covers it."""
     extension: ExtensionState | None = None
     """The extension as the last job found it; None: no job has looked."""
+    tags: list[str] = []
+    as_of: datetime | None = None
+    """When its hypervisor last listed it; None: it was not asked for a list."""
+    stale: bool = False
+    """Its hypervisor does not answer: so it was at `as_of`."""
+
+
+class MachinesView(Value):
+    machines: list[MachineView]
+    silent: dict[str, ErrorInfo] = {}
+    """Hypervisor → why it did not answer."""
 
 
 class PointDiskView(Value):
@@ -207,6 +218,7 @@ def machine_view(
         last_point=last and LastPoint(id=last.id, time=last.time, consistency=last.consistency),
         protected=protected,
         extension=extension,
+        tags=summary.tags,
     )
 
 

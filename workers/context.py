@@ -38,6 +38,7 @@ class Context:
         self._vaults: dict[str, Vault] = {}
         self._hypervisors: dict[str, Hypervisor] = {}
         self._lock = Lock()
+        self._connecting: dict[str, Lock] = {}
 
     def vault(self, name: str) -> Vault:
         """Raises NotFound for a name that is not configured, VaultMissing, WrongKey, NewerFormat."""
@@ -62,9 +63,11 @@ class Context:
         """Raises NotFound for a name that is not configured, HypervisorUnreachable."""
         from workers.hypervisors import open_hypervisor
 
+        wanted = _named(self.config.hypervisors, name, "hypervisor")
         with self._lock:
+            connecting = self._connecting.setdefault(name, Lock())
+        with connecting:  # one that does not answer keeps nobody from the others
             if name not in self._hypervisors:
-                wanted = _named(self.config.hypervisors, name, "hypervisor")
                 places = self.places(name)
                 self._hypervisors[name] = open_hypervisor(
                     wanted.uri, name=name, runtime_dir=places.runtime, host=places.host

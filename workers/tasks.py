@@ -34,6 +34,7 @@ from workers.contract.machines import Inventory, Power
 from workers.contract.points import Consistency, DiskPoint, Mode, Point, healed_words
 from workers.contract.seams import Hypervisor
 from workers.disks.targets import HERE, Landing
+from workers.listing import list_machines
 from workers.logs import about
 from workers.quiesce import Guest, Notes
 from workers.work_desk import WorkDesk
@@ -57,6 +58,7 @@ C = TypeVar(
     m.DefineMachine,
     m.Discard,
     m.Thaw,
+    m.ListMachines,
 )
 
 
@@ -104,6 +106,7 @@ class Tasks:
         self._register(m.DefineMachine, self.define_machine)
         self._register(m.Discard, self.discard)
         self._register(m.Thaw, self.thaw)
+        self._register(m.ListMachines, self.list_machines)
 
     def _register(self, message: type[C], perform: Callable[[C], m.Event]) -> None:
         def task(text: str) -> None:
@@ -304,6 +307,9 @@ class Tasks:
                     "agent, or reset the machine",
                 ) from None
             return 0
+
+    def list_machines(self, command: m.ListMachines) -> m.Event:
+        return list_machines(self._context, command)
 
     # --- restore -----------------------------------------------------------------------------------------------
 

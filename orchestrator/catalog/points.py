@@ -129,14 +129,16 @@ def mark_verified(session: Session, point_id: str, when: datetime) -> None:
 
 
 def see_machine(session: Session, machine: MachineRef, seen: datetime | None = None) -> None:
-    """Note where the machine is and what its name is; what is known of its extension stays."""
+    """A job has found the machine there, under that name; with `seen`, a point says so of that moment, which counts
+    for less than what was seen later. What is known of it beyond that stays."""
     row = session.get(MachineRow, machine.uuid)
-    known = row.extension if row else ""
-    session.merge(
-        MachineRow(
-            uuid=machine.uuid, hypervisor=machine.hypervisor, name=machine.name, seen=seen or now(), extension=known
-        )
-    )
+    moment = seen or now()
+    if row is None:
+        session.add(MachineRow(uuid=machine.uuid, hypervisor=machine.hypervisor, name=machine.name, seen=moment))
+    elif seen is None or row.seen <= seen:
+        row.sqlmodel_update({"hypervisor": machine.hypervisor, "name": machine.name, "seen": moment})
+        if seen is None:
+            row.gone = row.missed = None
     session.flush()
 
 

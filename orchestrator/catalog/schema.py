@@ -52,6 +52,11 @@ class MachineRow(SQLModel, table=True):
     """A `Power`, as the last discovery found it; empty: nobody looked."""
     gone: datetime | None = Field(default=None, sa_type=UtcDateTime)
     """Since when no hypervisor has it; None: it is there."""
+    missed: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """When its hypervisor first listed its machines without it: on its way to another, or gone."""
+    doubt: str = Field(default="", sa_type=Text)
+    """Why nobody can say which of two machines it is (it runs on two hypervisors at once): no backup of it then begins
+    by itself. Empty: one can."""
 
 
 class JobRow(SQLModel, table=True):
@@ -176,6 +181,31 @@ class DutyRow(SQLModel, table=True):
     schedule: str = Field(default="", sa_type=Text)
     first: datetime | None = Field(default=None, sa_type=UtcDateTime)
     """When a first backup is owed beside the schedule, whose next moment is too far away; None: none is."""
+
+
+class HypervisorRow(SQLModel, table=True):
+    """When a hypervisor was last asked for its machines, and what came of it."""
+
+    __tablename__: ClassVar[str] = "hypervisor"
+
+    name: str = Field(primary_key=True)
+    asked: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """Since when its answer is awaited; None: it is not."""
+    listed: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    """When the question was asked to which it last listed its machines; None: never."""
+    problem: str = Field(default="", sa_type=Text)
+    """Why it did not, since; empty: it did."""
+
+
+class SightingRow(SQLModel, table=True):
+    """A machine as one hypervisor last listed it: usually one for each machine."""
+
+    __tablename__: ClassVar[str] = "sighting"
+
+    hypervisor: str = Field(primary_key=True)
+    uuid: str = Field(primary_key=True)
+    doc: str = Field(sa_type=Text)
+    """A `MachineSummary`; its disks as they were when somebody last asked for them."""
 
 
 class LeaseRow(SQLModel, table=True):

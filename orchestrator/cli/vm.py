@@ -21,30 +21,37 @@ app = group("Machines on the hypervisors.")
 def list_machines(
     session: Session,
     hypervisor: Annotated[str | None, typer.Option("--hypervisor", metavar="NAME", help="Only this one's.")] = None,
+    refresh: Annotated[
+        bool | None,
+        typer.Option(
+            "--refresh/--cached",
+            help="Ask the hypervisors now, or show what they last said.",
+            show_default="ask, unless workers elsewhere keep it up to date",
+        ),
+    ] = None,
 ) -> int:
     """List machines with their disks and last point."""
-    from workers.contract.errors import HypervisorError
-
-    machines: list[MachineView] = []
-    code = OK
-    for name in [hypervisor] if hypervisor else session.config.worker.hypervisors:
-        try:
-            machines += session.service.machines(name)
-        except HypervisorError as error:
-            # The machines of the others are worth showing all the same.
-            session.out.error(error.info())
-            code = error.exit_code
-    for machine in machines:
+    found = session.service.look_at_machines(hypervisor, ask=refresh)
+    for error in found.silent.values():
+        # The machines of the others are worth showing all the same.
+        session.out.error(error)
+    for machine in found.machines:
         session.out.record("machine", machine.model_dump(mode="json"))
-    if not machines:
+    code = max((error.exit_code for error in found.silent.values()), default=OK)
+    if not found.machines:
         if code == OK:
             session.out.say("No machines.")
         return code
+    columns = ["name", "hypervisor", "power", "disks", "size", "last point", "consistency"]
+    tagged = any(machine.tags for machine in found.machines)
     session.out.table(
-        ("name", "hypervisor", "power", "disks", "size", "last point", "consistency"),
-        [_row(machine) for machine in machines],
+        [*columns, "tags"] if tagged else columns,
+        [_row(machine)[: None if tagged else -1] for machine in found.machines],
         right=("size",),
     )
+    for name in sorted({machine.hypervisor for machine in found.machines if machine.stale}):
+        as_of = next(machine.as_of for machine in found.machines if machine.hypervisor == name)
+        session.out.note(f"{name} does not answer: its machines are shown as they were at {moment(as_of)}")
     return code
 
 
@@ -54,11 +61,12 @@ def _row(machine: MachineView) -> tuple[str, ...]:
     return (
         machine.name,
         machine.hypervisor,
-        machine.power,
+        f"{machine.power}?" if machine.stale else machine.power,
         " ".join(disk.target for disk in included) or "–",
         size(sum(disk.capacity for disk in included)),
         moment(last.time) if last else "never",
         last.consistency if last else "",
+        " ".join(machine.tags),
     )
 
 
@@ -75,6 +83,8 @@ def show_machine(session: Session, vm: Vm) -> None:
         if last
         else f"no point yet: stillframe backup run {machine.name}"
     )
+    if machine.tags:
+        out.say(f"tags {' '.join(machine.tags)}")
     show_state(out, machine.extension)
     out.table(
         ("disk", "format", "size", "source", "included"),

@@ -11,6 +11,7 @@ from workers.contract.messages import (
     Event,
     Failed,
     MachineDefined,
+    MachinesListed,
     PointCommitted,
     Prepared,
     Released,
@@ -69,6 +70,8 @@ def _describe_rest(event: Event) -> str:
             return f"{event.by} asked to cancel"
         case WorkerLost() | TimedOut():
             return event.detail
+        case MachinesListed():
+            return f"{event.hypervisor} has {len(event.machines)} machines"
         case Thawed():
             return f"thawed {event.thawed} file systems"
         case _:

@@ -90,6 +90,8 @@ class MachineSummary(Value):
     machine: MachineRef
     power: Power
     disks: list[Disk]
+    tags: list[str] = []
+    """From its metadata and description; none where a hypervisor keeps none."""
 
 
 class Leftovers(Value):

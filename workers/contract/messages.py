@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 
 from workers.contract.errors import ErrorInfo
 from workers.contract.guests import ExtensionState, GuestReport
-from workers.contract.machines import Disk, Inventory, MachineRef, Value
+from workers.contract.machines import Disk, Inventory, MachineRef, MachineSummary, Value
 from workers.contract.points import Bottleneck, Consistency, DiskPoint, Mode, Point
 
 ImageFormat = Literal["qcow2", "raw", "vhd", "vhdx", "vmdk"]
@@ -237,6 +237,19 @@ class Thaw(Value):
     machine: MachineRef
 
 
+class ListMachines(Value):
+    """Say what machines a hypervisor has. → MachinesListed"""
+
+    kind: Literal["list_machines"] = "list_machines"
+    job: str
+    """Of no job: whoever asked knows the answer by it."""
+    hypervisor: str
+    disks: bool = False
+    """Look at their disks too, which takes longer."""
+    asked: datetime
+    """When: what is listed is from then, or later."""
+
+
 Command = Annotated[
     Prepare
     | TakeSnapshot
@@ -247,7 +260,8 @@ Command = Annotated[
     | RestoreDisk
     | DefineMachine
     | Discard
-    | Thaw,
+    | Thaw
+    | ListMachines,
     Field(discriminator="kind"),
 ]
 COMMAND: TypeAdapter[Command] = TypeAdapter(Command)
@@ -341,6 +355,22 @@ class Thawed(Value):
     thawed: int
 
 
+class MachinesListed(Value):
+    """What a hypervisor has, or why it does not say. Belongs to no job."""
+
+    kind: Literal["machines_listed"] = "machines_listed"
+    hypervisor: str
+    asked: datetime
+    """As in the question."""
+    machines: list[MachineSummary] = []
+    disks: bool = False
+    """Whether their disks were looked at."""
+    complete: bool = True
+    """Machines that are off are listed too."""
+    error: ErrorInfo | None = None
+    """Set: nothing is known of its machines."""
+
+
 class Failed(Value):
     """A command failed; whatever it had begun is named in the job's obligations."""
 
@@ -379,6 +409,7 @@ Event = Annotated[
     | MachineDefined
     | Discarded
     | Thawed
+    | MachinesListed
     | Failed
     | CancelRequested
     | WorkerLost

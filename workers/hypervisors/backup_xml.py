@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 from workers.contract.errors import UsageError
 from workers.contract.points import Mode
 from workers.contract.seams import BackupRequest, DiskRequest, Export
+from workers.hypervisors import xml
 
 PREFIX = "sf-"
 SOCKET_SUFFIX = ".sock"
@@ -76,7 +77,7 @@ def minimal_checkpoint(name: str, tracked: Collection[str], targets: Collection[
             ET.SubElement(disks, "disk", name=target, checkpoint="no")
     if definition:
         ET.SubElement(root, "creationTime").text = "0"
-        root.append(ET.fromstring(definition))
+        root.append(xml.parse(definition))
     return ET.tostring(root, encoding="unicode")
 
 
@@ -94,7 +95,7 @@ def exports(request: BackupRequest, socket: Path) -> list[Export]:
 
 def socket_path(description: str) -> Path:
     """Where the running backup in `description` listens; an empty path if it does not listen on a unix socket."""
-    server = ET.fromstring(description).find("server")
+    server = xml.parse(description).find("server")
     return Path((server.get("socket") or "") if server is not None else "")
 
 
@@ -110,7 +111,7 @@ def tracked_targets(checkpoint_xml: str) -> set[str]:
     """Disks that a checkpoint's document covers with a bitmap."""
     return {
         disk.get("name") or ""
-        for disk in ET.fromstring(checkpoint_xml).iterfind("disks/disk")
+        for disk in xml.parse(checkpoint_xml).iterfind("disks/disk")
         if disk.get("checkpoint") == "bitmap"
     }
 
@@ -118,7 +119,7 @@ def tracked_targets(checkpoint_xml: str) -> set[str]:
 def narrowed(checkpoint_xml: str, targets: Collection[str]) -> str:
     """The same checkpoint, covering only `targets`, and without a parent: libvirt refuses to redefine a checkpoint
     whose parent is gone, which is the usual fate of a parent, and bitmaps do not depend on each other."""
-    root = ET.fromstring(checkpoint_xml)
+    root = xml.parse(checkpoint_xml)
     for parent in root.findall("parent"):
         root.remove(parent)
     for disk in root.iterfind("disks/disk"):
@@ -130,4 +131,4 @@ def narrowed(checkpoint_xml: str, targets: Collection[str]) -> str:
 
 def creation_time(checkpoint_xml: str) -> int:
     """Seconds since 1970; 0 if the document does not say."""
-    return int(ET.fromstring(checkpoint_xml).findtext("creationTime") or 0)
+    return int(xml.parse(checkpoint_xml).findtext("creationTime") or 0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
 from workers.contract.errors import UsageError
+from workers.hypervisors import xml
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _DEVICES = {"cdrom": "CD-ROM", "floppy": "floppy", "lun": "SCSI device passed through"}
@@ -31,7 +32,7 @@ class DiskElement:
 
 def disks(definition: str) -> list[DiskElement]:
     """All disks, CD-ROM and floppy drives included, in the order of the definition."""
-    root = ET.fromstring(definition)
+    root = xml.parse(definition)
     scsi = {
         controller.get("index", ""): _pci(controller.find("address"))
         for controller in root.iterfind("devices/controller[@type='scsi']")
@@ -96,7 +97,7 @@ def _excluded(element: ET.Element, source: ET.Element | None, located: bool) -> 
 
 def nvram_path(definition: str) -> str | None:
     """Where the UEFI variable store of the machine lives; None if it has none, or not as a local file."""
-    element = ET.fromstring(definition).find("os/nvram")
+    element = xml.parse(definition).find("os/nvram")
     if element is None:
         return None
     source = element.find("source")
@@ -109,13 +110,13 @@ def agent_connected(live_definition: str) -> bool:
     """Whether the guest has opened its end of the agent's channel (a running machine's definition says so)."""
     return any(
         target.get("name") == AGENT_CHANNEL and target.get("state") == "connected"
-        for target in ET.fromstring(live_definition).iterfind("devices/channel/target")
+        for target in xml.parse(live_definition).iterfind("devices/channel/target")
     )
 
 
 def pool_folder(pool_definition: str) -> str | None:
     """Folder of a storage pool whose volumes are files in one; None for other pools."""
-    root = ET.fromstring(pool_definition)
+    root = xml.parse(pool_definition)
     return root.findtext("target/path") if root.get("type") in ("dir", "fs", "netfs") else None
 
 
@@ -146,7 +147,7 @@ def restored(
             "the point is of a QEMU without libvirt, which libvirt cannot run",
             hint="name a hypervisor of that kind, or restore its disks: stillframe restore disk POINT DISK --to FILE",
         )
-    root = ET.fromstring(definition)
+    root = xml.parse(definition)
     root.attrib.pop("id", None)
     _set_text(root, "name", name)
     _set_text(root, "uuid", uuid)

@@ -24,7 +24,7 @@ from workers.contract.hosts import Host
 from workers.contract.machines import Disk, Inventory, Leftovers, MachineRef, MachineSummary, Power
 from workers.contract.seams import BackupRequest, Begun, Features, NewMachine
 from workers.hosts.local import LOCAL
-from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, host_files
+from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, host_files, tags
 from workers.hypervisors.disk_facts import DiskFacts
 
 END_SECONDS = 120.0
@@ -100,15 +100,15 @@ class LibvirtHypervisor:
     # --- looking -----------------------------------------------------------------------------------------------
 
     def machines(self, *, disks: bool = True) -> list[MachineSummary]:
-        connection = self._connection()
         found = []
         with errors.translated(f"listing the machines of {self._name}"):
-            domains = connection.listAllDomains()
+            domains = self._connection().listAllDomains()
             listed = self._disks_of(domains) if disks else {}
             for domain in domains:
                 with _unless_gone():
                     ref = self._ref(domain)
-                    found.append(MachineSummary(machine=ref, power=_power(domain), disks=listed.get(ref.uuid, [])))
+                    mine, words = listed.get(ref.uuid, []), tags.of_definition(domain.XMLDesc(0))
+                    found.append(MachineSummary(machine=ref, power=_power(domain), disks=mine, tags=words))
         return sorted(found, key=lambda summary: summary.machine.name)
 
     def inventory(self, uuid: str, *, base: str | None = None, base_xml: str | None = None) -> Inventory:

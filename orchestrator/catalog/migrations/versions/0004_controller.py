@@ -20,9 +20,10 @@ def _word(name: str) -> sa.Column[str]:
 
 
 def upgrade() -> None:
-    for name in ("tags", "power"):
+    for name in ("tags", "power", "doubt"):
         op.add_column("machine", _text(name))
-    op.add_column("machine", sa.Column("gone", _UTC, nullable=True))
+    for name in ("gone", "missed"):
+        op.add_column("machine", sa.Column(name, _UTC, nullable=True))
     for column in (
         sa.Column("priority", sa.Integer(), nullable=False, server_default="10"),
         _text("section"),
@@ -39,6 +40,19 @@ def upgrade() -> None:
         sa.Column("handled", _UTC, nullable=False),
         *(_text(name) for name in ("outcome", "policy", "vault", "schedule")),
         sa.Column("first", _UTC, nullable=True),
+    )
+    op.create_table(
+        "hypervisor",
+        sa.Column("name", sa.String(), primary_key=True),
+        sa.Column("asked", _UTC, nullable=True),
+        sa.Column("listed", _UTC, nullable=True),
+        _text("problem"),
+    )
+    op.create_table(
+        "sighting",
+        sa.Column("hypervisor", sa.String(), primary_key=True),
+        sa.Column("uuid", sa.String(), primary_key=True),
+        sa.Column("doc", sa.Text(), nullable=False),
     )
     op.create_table(
         "lease", sa.Column("name", sa.String(), primary_key=True), _word("holder"), sa.Column("until", _UTC)
