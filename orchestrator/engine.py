@@ -50,6 +50,8 @@ class Engine:
         self._dispatcher: Dispatcher | None = None
         self._tasks: Tasks | None = None
         self._worker: celery.ThreadWorkers | None = None
+        self._more: list[celery.ThreadWorkers] = []
+        self._serves: set[str] = set()
         self._starting = threading.RLock()
         self._news = threading.Condition()
         self._changes = 0
@@ -65,8 +67,14 @@ class Engine:
         return owner.this_process() if self.embedded or not hypervisor else NOBODY
 
     def reconfigure(self, config: Config) -> None:
-        """From now on, limits are those of `config`."""
-        self._config = config
+        """From now on, limits are those of `config`; a hypervisor that is new to this process's worker is served."""
+        with self._starting:
+            self._config = config
+            new = [name for name in config.worker.hypervisors if name not in self._serves]
+            if self._controller is not None and new:
+                plans = celery.plans_for(new, control=False)
+                self._more.append(celery.ThreadWorkers(self.app(owner.this_process()), plans).__enter__())
+                self._serves.update(new)
 
     def app(self, of: Owner) -> Celery:
         """The one that jobs of `of` go through: of a process, or of everybody."""
@@ -100,6 +108,7 @@ class Engine:
                 self._dispatcher = Dispatcher(self._catalog, controller, lambda: Limits.of(self._config), mine)
                 plans = celery.plans_for(self._config.worker.hypervisors, control=True)
                 self._worker = celery.ThreadWorkers(app, plans).__enter__()
+                self._serves.update(self._config.worker.hypervisors)
                 self._controller = controller
             return self._controller
 
@@ -182,6 +191,10 @@ class Engine:
 
     def close(self) -> None:
         with self._starting:
+            for worker in self._more:
+                worker.__exit__(None, None, None)
+            self._more.clear()
+            self._serves.clear()
             if self._worker is not None:
                 self._worker.__exit__(None, None, None)
             self._worker = self._controller = self._dispatcher = None

@@ -15,6 +15,7 @@ from orchestrator.catalog.jobs import refuse_locked
 from orchestrator.catalog.points import extensions, put_extension, seen_machines
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
+from orchestrator.desk import Desk
 from orchestrator.views import InstalledView, PackageView
 from workers.context import Context
 from workers.contract.errors import ConfigError, GuestError, PackageRefused, UsageError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from workers.visit import Visit
 
 
-class GuestDesk:
+class GuestDesk(Desk):
     """`find`: the machine that people mean by a name."""
 
     def __init__(

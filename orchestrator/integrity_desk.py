@@ -17,6 +17,7 @@ from orchestrator.catalog.points import mark_damaged, mark_verified, points_of
 from orchestrator.catalog.schema import CheckRow, now
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
+from orchestrator.desk import Desk
 from workers.context import Context
 from workers.contract.errors import NotFound, UsageError
 from workers.contract.machines import Value
@@ -48,7 +49,7 @@ class VaultHealth(Value):
     """Ids of points that cannot be restored whole."""
 
 
-class IntegrityDesk:
+class IntegrityDesk(Desk):
     """Raises VaultMissing, WrongKey, NewerFormat, Corrupt wherever a vault is opened."""
 
     def __init__(self, config: Config, catalog: Catalog, context: Context) -> None:

@@ -20,6 +20,7 @@ from orchestrator.catalog.points import document, has_points, newest_base, see_m
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
 from orchestrator.config_file import Policy
+from orchestrator.desk import Desk
 from orchestrator.guest_desk import GuestDesk
 from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.restore import RestoreJob
@@ -31,7 +32,7 @@ from workers.contract.messages import IMAGE_FORMATS, ImageFormat
 from workers.contract.points import Consistency
 
 
-class JobDesk:
+class JobDesk(Desk):
     """`machine_named`: the machine that people mean by a name. `owner`: whose a job on a hypervisor is. `begin`:
     have these queued jobs begun, now or in their turn."""
 

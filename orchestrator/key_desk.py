@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.config import Config
+from orchestrator.desk import Desk
 from orchestrator.vault_desk import require_primary
 from workers.context import Context
 from workers.contract.errors import Locked, UsageError, WrongKey
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from workers.vault.rotation import Rotated
 
 
-class KeyDesk:
+class KeyDesk(Desk):
     """Raises VaultMissing, WrongKey, NewerFormat, Corrupt wherever a vault is opened."""
 
     def __init__(self, config: Config, context: Context) -> None:

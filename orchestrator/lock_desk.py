@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.config import Config
+from orchestrator.desk import Desk
 from orchestrator.key_desk import KeyDesk
 from orchestrator.vault_desk import require_primary
 from workers.context import Context
@@ -38,7 +39,7 @@ class LockView(Value):
         return [slot for slot in self.approvers if slot not in self.own]
 
 
-class LockDesk:
+class LockDesk(Desk):
     def __init__(self, config: Config, context: Context, keys: KeyDesk, user: Callable[[], str]) -> None:
         self._config = config
         self._context = context

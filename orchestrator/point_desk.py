@@ -31,6 +31,7 @@ from orchestrator.catalog.points import (
 from orchestrator.catalog.schema import PointRow
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
+from orchestrator.desk import Desk
 from orchestrator.plan import SHORT, base_checkpoint
 from orchestrator.views import ExpiryView, PointView, point_view
 from workers.context import Context
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from workers.vault.trash import Deletion, Removal
 
 
-class PointDesk:
+class PointDesk(Desk):
     """`find_machine`: the machine that people mean by a name. Raises VaultMissing, WrongKey, NewerFormat, Corrupt
     wherever a vault is opened, NotFound and UsageError wherever a point is named."""
 

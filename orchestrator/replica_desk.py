@@ -16,6 +16,7 @@ from orchestrator import find
 from orchestrator.catalog.points import note_replica
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
+from orchestrator.desk import Desk
 from workers.context import Context
 from workers.contract.errors import NewerFormat, NotFound, UsageError, VaultError, VaultMissing, WrongKey
 from workers.contract.machines import Value
@@ -36,7 +37,7 @@ class MirrorState(Value):
     """What it has and should not have: it was away while that was deleted."""
 
 
-class ReplicaDesk:
+class ReplicaDesk(Desk):
     def __init__(self, config: Config, catalog: Catalog, context: Context) -> None:
         self._config = config
         self._catalog = catalog

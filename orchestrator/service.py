@@ -7,6 +7,7 @@ them. Everything returned is a frozen value.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +20,8 @@ from orchestrator.catalog.points import tags_of
 from orchestrator.catalog.store import Catalog
 from orchestrator.chores import Chore
 from orchestrator.config import Config
+from orchestrator.config_watch import ConfigWatch
+from orchestrator.desk import Desk
 from orchestrator.diff_desk import DiffDesk
 from orchestrator.dispatcher import why_queued
 from orchestrator.guest_desk import GuestDesk
@@ -32,6 +35,7 @@ from orchestrator.machine_news import MachineNews
 from orchestrator.notify_desk import NotifyDesk
 from orchestrator.point_desk import PointDesk
 from orchestrator.replica_desk import ReplicaDesk
+from orchestrator.schedule_desk import ScheduleDesk
 from orchestrator.status_desk import StatusDesk
 from orchestrator.upkeep_desk import UpkeepDesk
 from orchestrator.upkeep_jobs import UpkeepJobs
@@ -86,11 +90,13 @@ class Service:
             self.replicas,
             machine_named=lambda wanted: self._summary(wanted, disks=False).machine,
             owner=lambda hypervisor: self.engine.owner(hypervisor),
-            begin=lambda _jobs: self.engine.submit(),
+            begin=self._begin,
         )
         self.start_backup = self._jobs.start_backup
         self.start_restore_disk = self._jobs.start_restore_disk
         self.start_restore_machine = self._jobs.start_restore_machine
+        self.schedules = ScheduleDesk(lambda: self._config, catalog, self._jobs, self._begin, since=datetime.now(UTC))
+        """What is due, and what will be: a chore."""
         work = UpkeepWork(self.point_desk, self.upkeep, self.integrity, self.replicas, self.locks)
         self.upkeep_jobs = UpkeepJobs(
             lambda: self._config,
@@ -102,7 +108,7 @@ class Service:
         """What is done to vaults by the clock."""
         self.watch = WatchDesk(lambda: self._config, catalog, self._context, self.integrity)
         """What did not happen, or has no job: chores."""
-        self.status = StatusDesk(lambda: self._config, catalog, self.watch, lambda _: {})
+        self.status = StatusDesk(lambda: self._config, catalog, self.watch, self.schedules.next_runs)
         """How everything stands; alerts."""
         self.notify = NotifyDesk(lambda: self._config, catalog)
         """Who is told of alerts."""
@@ -110,9 +116,26 @@ class Service:
         """Who did what."""
         for desk, acts in self._changing():
             audited(desk, self.audit, acts)
+        self._desks: list[Desk] = [
+            self._desk,
+            self.guests,
+            self.point_desk,
+            self.replicas,
+            self.upkeep,
+            self.integrity,
+            self.keys,
+            self.locks,
+            self._jobs,
+        ]
+        self.config_watch = ConfigWatch(config, catalog, self.use)
+        """For processes that stay: reads the file again when it changes."""
         self._running: Engine | None = None
         self.settled: list[str] = []
         """What was settled at the start."""
+
+    def _begin(self, _jobs: Sequence[str]) -> None:
+        """Jobs were queued: have them begun when their turn comes."""
+        self.engine.submit()
 
     def _changing(self) -> list[tuple[object, dict[str, Act]]]:
         """What of the desks changes something."""
@@ -183,12 +206,31 @@ class Service:
     def catalog(self) -> Catalog:
         return self._catalog
 
+    def use(self, config: Config) -> None:
+        """From now on this configuration is in force: all but its catalog, its broker and its folders. What is due by
+        the one before is begun by that."""
+        now = datetime.now(UTC)
+        self.schedules.changes(now)
+        self._config = config
+        self._context.use(config.worker)
+        for desk in self._desks:
+            desk.use(config)
+        if self._running is not None:
+            self._running.reconfigure(config)
+
     def reload(self) -> None:
-        """Read the configuration again."""
+        """Have the configuration read again, whether its file seems changed or not."""
+        self.config_watch.again()
 
     def chores(self) -> list[Chore]:
         """What whoever serves does again and again."""
-        return [*self.machine_desk.chores(), *self.watch.chores(), *self.upkeep_jobs.chores(), *self.notify.chores()]
+        return [
+            *self.machine_desk.chores(),
+            *self.schedules.chores(),
+            *self.watch.chores(),
+            *self.upkeep_jobs.chores(),
+            *self.notify.chores(),
+        ]
 
     def reconcile(self) -> list[str]:
         """Settle jobs whose process is dead and releases that failed; what was done, in words."""

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from orchestrator.config import Config
+from orchestrator.desk import Desk
 from orchestrator.vault_desk import require_primary
 from workers.context import Context
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from workers.vault.sweep import Progress, SweepReport
 
 
-class UpkeepDesk:
+class UpkeepDesk(Desk):
     """Raises VaultMissing, WrongKey, NewerFormat, Corrupt wherever a vault is opened."""
 
     def __init__(self, config: Config, context: Context) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrator.catalog.points import note_replica, points_of, put_point, remove_point, see_machine
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
+from orchestrator.desk import Desk
 from orchestrator.point_desk import Trash
 from orchestrator.views import VaultView
 from workers.context import Context
@@ -35,7 +36,7 @@ def require_primary(config: Config, name: str | None) -> str:
     return vault
 
 
-class VaultDesk:
+class VaultDesk(Desk):
     """Raises VaultMissing, WrongKey, NewerFormat, Corrupt wherever a vault is opened."""
 
     def __init__(self, config: Config, catalog: Catalog, context: Context) -> None:

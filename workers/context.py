@@ -39,6 +39,17 @@ class Context:
         self._hypervisors: dict[str, Hypervisor] = {}
         self._lock = Lock()
         self._connecting: dict[str, Lock] = {}
+        self._retired: list[Hypervisor] = []
+
+    def use(self, config: WorkerConfig) -> None:
+        """From now on names mean what they mean in `config`. What is configured as before stays open, and what is not
+        serves those that have it already."""
+        with self._lock:
+            old, self.config = self.config, config
+            for name in [one for one in self._vaults if old.vaults.get(one) != config.vaults.get(one)]:
+                del self._vaults[name]
+            for name in [one for one in self._hypervisors if old.hypervisors.get(one) != config.hypervisors.get(one)]:
+                self._retired.append(self._hypervisors.pop(name))
 
     def vault(self, name: str) -> Vault:
         """Raises NotFound for a name that is not configured, VaultMissing, WrongKey, NewerFormat."""
@@ -159,8 +170,9 @@ class Context:
 
     def close(self) -> None:
         with self._lock:
-            for hypervisor in self._hypervisors.values():
+            for hypervisor in [*self._hypervisors.values(), *self._retired]:
                 hypervisor.close()
+            self._retired.clear()
             self._hypervisors.clear()
             self._vaults.clear()
 

@@ -43,7 +43,8 @@ def serve(session: Session) -> int:
         )
     service = session.service
     _tell(session, "serve", config)
-    left = run_serve(service.catalog, service.engine, service.chores(), Signals(), service.reload)
+    with service.config_watch.followed():
+        left = run_serve(service.catalog, service.engine, service.chores(), Signals(), service.reload)
     for job in left:
         session.out.note(f"job {job} has not ended; the next start settles it")
     return FAILED if left else OK
@@ -62,7 +63,10 @@ def controller(session: Session) -> None:
             hint='add url = "redis://…" under [broker], or run everything in one process: stillframe serve',
         )
     _tell(session, "controller", session.config)
-    run_controller(lambda: service.config, service.catalog, service.engine, service.chores(), Signals(), service.reload)
+    with service.config_watch.followed():
+        run_controller(
+            lambda: service.config, service.catalog, service.engine, service.chores(), Signals(), service.reload
+        )
 
 
 def worker(session: Session, hypervisor: Hypervisors, grace: Grace = 60) -> int:

@@ -80,7 +80,7 @@ def _expire(session: Session, vault: str, *, dry_run: bool) -> None:
 
 def bytes_a_second(words: str | None) -> int | None:
     """What `--bandwidth` says. Raises UsageError."""
-    from orchestrator.config_file import parse_size
+    from orchestrator.config_values import parse_size
     from workers.contract.errors import UsageError
 
     try:

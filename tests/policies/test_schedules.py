@@ -8,8 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from orchestrator.config_file import Policy
-from orchestrator.schedules import moments, zone_of
-from workers.contract.errors import ConfigError
+from orchestrator.schedules import blackouts, covers_the_week, moments, zone_of
 
 BERLIN = ZoneInfo("Europe/Berlin")
 WEEK = ("Mon 23", "Tue 24", "Wed 25", "Thu 26", "Fri 27", "Sat 28", "Sun 29")
@@ -75,11 +74,76 @@ def test_nothing_without_a_schedule_and_before_the_start() -> None:
     assert [moment.hour for moment in moments(policy, start, start + timedelta(hours=12))] == [11, 17]
 
 
-def test_what_is_no_cron_expression() -> None:
-    with pytest.raises(ConfigError, match='"99 2 \\* \\* \\*" is no cron expression'):
-        due("2026-11-23", cron="99 2 * * *")
-
-
 def test_the_zone_of_a_policy() -> None:
     assert zone_of(Policy(timezone="Asia/Kathmandu")) == ZoneInfo("Asia/Kathmandu")
     assert datetime.now(zone_of(Policy())).utcoffset() == datetime.now().astimezone().utcoffset()
+
+
+def test_every_few_hours_across_midnight() -> None:
+    assert due("2026-11-23", schedule="every 4 hours from 20:00 to 06:00") == [
+        "Mon 23 00:00",
+        "Mon 23 04:00",
+        "Mon 23 20:00",
+    ]
+    assert due("2026-11-23", schedule="every 24 hours from 06:00 to 05:00") == ["Mon 23 06:00"]
+
+
+# --- blackouts -----------------------------------------------------------------------------------------------------
+
+
+def closed(day: str, *windows: str, days: int = 1) -> list[str]:
+    """Local times in Berlin of the windows that touch the days from midnight of `day`."""
+    start = datetime.fromisoformat(day).replace(tzinfo=BERLIN)
+    end = (datetime.fromisoformat(day) + timedelta(days=days)).replace(tzinfo=BERLIN)
+    found = blackouts(Policy(timezone="Europe/Berlin", blackout=list(windows)), start, end)
+    local = [[moment.astimezone(BERLIN) for moment in window] for window in found]
+    return [f"{opens:%a %H:%M} to {closes:%a %H:%M}" for opens, closes in local]
+
+
+def test_windows_of_days_and_across_midnight() -> None:
+    assert closed("2026-11-27", "weekdays 08:00 to 18:00", days=4) == [
+        "Fri 08:00 to Fri 18:00",
+        "Mon 08:00 to Mon 18:00",
+    ]
+    assert closed("2026-11-28", "fridays 22:00 to 06:00") == ["Fri 22:00 to Sat 06:00"]
+    assert closed("2026-11-29", "fridays 22:00 to 06:00") == []
+    assert closed("2026-11-28", "weekends 00:00 to 00:00", days=2) == ["Sat 00:00 to Mon 00:00"]
+    assert closed("2026-11-28", "06:00 to 12:00", "11:00 to 14:00", "14:00 to 15:00") == ["Sat 06:00 to Sat 15:00"]
+    assert closed("2026-11-28") == []
+
+
+def test_windows_when_clocks_change() -> None:
+    assert closed("2026-03-29", "01:00 to 02:30") == ["Sun 01:00 to Sun 03:00"]
+    assert closed("2026-03-29", "02:30 to 05:00") == ["Sun 03:00 to Sun 05:00"]
+    [(opens, closes)] = blackouts(
+        Policy(timezone="Europe/Berlin", blackout=["02:15 to 02:45"]),
+        datetime(2026, 10, 25, 0, tzinfo=UTC),
+        datetime(2026, 10, 25, 2, tzinfo=UTC),
+    )
+    assert (opens, closes) == (datetime(2026, 10, 25, 0, 15, tzinfo=UTC), datetime(2026, 10, 25, 1, 45, tzinfo=UTC))
+
+
+LATE_SUNDAY = ["sundays 20:00 to 00:00"]
+
+
+@pytest.mark.parametrize(
+    ("windows", "whole"),
+    [
+        (["00:00 to 00:00"], True),
+        (["00:00 to 23:59"], False),
+        (["weekdays 00:00 to 00:00", "weekends 00:00 to 00:00"], True),
+        (["weekdays 00:00 to 00:00", "saturdays 00:00 to 00:00", "sundays 08:00 to 00:00"], False),
+        (
+            [
+                "weekdays 00:00 to 00:00",
+                "saturdays 00:00 to 00:00",
+                "saturdays 22:00 to 20:00",
+                "sundays 20:00 to 00:00",
+            ],
+            True,
+        ),
+        ([], False),
+    ],
+)
+def test_windows_that_leave_no_time(windows: list[str], whole: bool) -> None:
+    assert covers_the_week(windows) is whole
