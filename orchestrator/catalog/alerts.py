@@ -31,7 +31,7 @@ def apply(session: Session, verdicts: Iterable[Verdict]) -> None:
 
 
 def raise_alert(
-    session: Session, key: str, severity: Severity, subject: str, text: str, hint: str = "", *, event: bool = True
+    session: Session, key: str, severity: Severity, subject: str, text: str, hint: str = "", *, event: bool = False
 ) -> None:
     """Tell of something. `key` says what makes two alerts the same (`backup-failed machine:<uuid>`): while one with
     that key stands its text is brought up to date, and it is told again only if it has become worse. `event`: it
