@@ -92,6 +92,7 @@ class Hook:
     status: int = 204
     location: str = ""
     port: int = 0
+    posted: threading.Event = field(default_factory=threading.Event)
 
     @property
     def url(self) -> str:
@@ -110,6 +111,7 @@ def http_server(*, tls: tuple[Path, Path] | None = None) -> Iterator[Hook]:
             if hook.location:
                 self.send_header("Location", hook.location)
             self.end_headers()
+            hook.posted.set()
 
         def log_message(self, *_: object) -> None:
             pass

@@ -20,7 +20,7 @@ from tests.controller.scripted import Bench, add_backup, run_backup
 from tests.jobs.world import MACHINE, disk, failed
 from workers.contract.errors import Cancelled, ErrorInfo, VaultMissing
 from workers.contract.messages import CancelRequested, Command, Event
-from workers.contract.points import Consistency
+from workers.contract.points import Consistency, NotIncluded
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 FAILED = of_machine(Topic.BACKUP_FAILED, MACHINE.uuid)
@@ -187,6 +187,14 @@ def test_a_goal_that_was_lowered_on_purpose_is_no_alert(bench: Bench) -> None:
     """Points were application consistent; now the policy wants crash only."""
     job = ended(bench, goal=Consistency.CRASH, goal_asked=True)
     assert [one for one in job_ended(job, Before(best=Consistency.APPLICATION)) if isinstance(one, Raise)] == []
+
+
+def test_a_disk_that_was_left_out_by_name_is_no_alert(bench: Bench) -> None:
+    out = [NotIncluded(target="vdb", reason="left out as asked")]
+    before = Before(included=frozenset({"vda", "vdb"}))
+    assert job_ended(ended(bench, not_included=out, exclude=["vdb"]), before) == []
+    [verdict] = job_ended(ended_again(bench).model_copy(update={"not_included": out}), before)
+    assert verdict.key.endswith(" vdb")
 
 
 def test_change_tracking_that_lied(bench: Bench) -> None:
