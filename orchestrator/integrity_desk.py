@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from orchestrator.catalog.checks import add_check, checks_of
-from orchestrator.catalog.points import mark_damaged, mark_verified, points_of
+from orchestrator.catalog.points import damaged_points, mark_damaged, mark_verified, points_of
 from orchestrator.catalog.schema import CheckRow, now
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
@@ -146,7 +146,7 @@ class IntegrityDesk(Desk):
         with self._catalog.read() as session:
             checks = checks_of(session, vault_name)
             shares = _shares(checks)
-            damaged = [row.id for row in points_of(session, vault=vault_name) if row.damaged]
+            damaged = damaged_points(session, vault_name)
         times = [time for time in shares.values() if time is not None]
         return VaultHealth(
             last=max((check.time for check in checks), default=None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from orchestrator.alarms import Raise, Resolve, Severity, Verdict
@@ -36,22 +37,28 @@ def raise_alert(
     """Tell of something. `key` says what makes two alerts the same (`backup-failed machine:<uuid>`): while one with
     that key stands its text is brought up to date, and it is told again only if it has become worse. `event`: it
     happened once more, and is counted; False: a state that lasts, which is not."""
-    moment = now()
-    row = standing(session, key)
+    row = standing(session, key) or _begun(session, key, severity, subject, text, hint)
     if row is None:
-        session.add(
-            AlertRow(
-                key=key, severity=severity, subject=subject, text=text, hint=hint, first=moment, last=moment, count=1
-            )
-        )
-    else:
-        if severity.rank > Severity(row.severity).rank:
-            row.told, row.acknowledged = None, ""
-        count = row.count + (1 if event else 0)
-        row.sqlmodel_update(
-            {"severity": severity, "subject": subject, "text": text, "hint": hint, "last": moment, "count": count}
-        )
+        return
+    if severity.rank > Severity(row.severity).rank:
+        row.told, row.acknowledged = None, ""
+    count = row.count + (1 if event else 0)
+    row.sqlmodel_update(
+        {"severity": severity, "subject": subject, "text": text, "hint": hint, "last": now(), "count": count}
+    )
     session.flush()
+
+
+def _begun(session: Session, key: str, severity: Severity, subject: str, text: str, hint: str) -> AlertRow | None:
+    """A new alert stands, and there is nothing more to do: None. Or somebody else was first, with that one."""
+    moment = now()
+    fields = {"key": key, "severity": severity, "subject": subject, "text": text, "hint": hint}
+    try:
+        with session.begin_nested():
+            session.add(AlertRow(**fields, first=moment, last=moment, count=1))
+    except IntegrityError:
+        return standing(session, key)
+    return None
 
 
 def resolve_alert(session: Session, key: str, ending: str = "") -> bool:

@@ -98,6 +98,12 @@ def remove_point(session: Session, point_id: str) -> None:
     session.connection().execute(delete(PointRow).where(col(PointRow.id) == point_id))
 
 
+def damaged_points(session: Session, vault: str) -> list[str]:
+    """Ids of the points of a vault that a verify found damaged; oldest first."""
+    query = select(PointRow.id).where(PointRow.vault == vault, PointRow.damaged != "")
+    return list(session.exec(query.order_by(col(PointRow.time), col(PointRow.id))).all())
+
+
 def mark_damaged(session: Session, point_id: str, damage: str) -> None:
     """Empty `damage`: a later verify found it whole again."""
     session.connection().execute(update(PointRow).where(col(PointRow.id) == point_id).values(damaged=damage))
