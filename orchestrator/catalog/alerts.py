@@ -52,10 +52,12 @@ def raise_alert(
 def _begun(session: Session, key: str, severity: Severity, subject: str, text: str, hint: str) -> AlertRow | None:
     """A new alert stands, and there is nothing more to do: None. Or somebody else was first, with that one."""
     moment = now()
-    fields = {"key": key, "severity": severity, "subject": subject, "text": text, "hint": hint}
+    row = AlertRow(
+        key=key, severity=severity, subject=subject, text=text, hint=hint, first=moment, last=moment, count=1
+    )
     try:
         with session.begin_nested():
-            session.add(AlertRow(**fields, first=moment, last=moment, count=1))
+            session.add(row)
     except IntegrityError:
         return standing(session, key)
     return None
