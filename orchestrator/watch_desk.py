@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func
@@ -24,7 +24,7 @@ from orchestrator.catalog.store import Catalog
 from orchestrator.chores import Chore
 from orchestrator.config import Config
 from orchestrator.config_file import Policy
-from orchestrator.schedules import moments
+from orchestrator.timetable import Timetable
 from workers.context import Context
 from workers.contract.errors import StillframeError
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from workers.vault import Vault
 
 JOBS_SECONDS, MACHINES_SECONDS, VAULTS_SECONDS = 30.0, 300.0, 900.0
-_MANY = 500
-"""Moments of a schedule that are looked at: its longest pause is among them."""
+_FEW, _MANY, _WEEK = 4, 500, timedelta(days=8)
+"""Moments of a schedule that are looked at: its longest pause is among those of a week, or the next few."""
 
 
 class Sparing:
@@ -160,10 +160,12 @@ def protections(config: Config, place: health.Place) -> list[str]:
 
 
 def longest_pause(policy: Policy, now: datetime) -> timedelta | None:
-    """The longest time between two moments of a policy's schedule, in the time to come; None: it has none."""
-    for days in (8, 70, 800):
-        found = list(islice(moments(policy, now, now + timedelta(days=days)), _MANY))
-        if len(found) > 1:
-            longest = max(after - before for before, after in pairwise(found))
-            return longest + timedelta(seconds=policy.spread)
-    return None
+    """The longest time between two backups by a policy's schedule, in the time to come; None: it has none."""
+    table, found = Timetable(policy, now), [now]
+    while len(found) < _MANY and (len(found) < _FEW or found[-1] < now + _WEEK):
+        following = table.next(timedelta(0), found[-1])
+        if following is None:
+            break
+        found.append(following.at)
+    pauses = [after - before for before, after in pairwise(found[1:])]
+    return max(pauses) + timedelta(seconds=policy.spread) if pauses else None

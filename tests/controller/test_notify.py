@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -288,12 +288,14 @@ class Ear:
         self.name = name
         self.heard: list[list[tuple[str, str]]] = []
         self.away = False
+        self.meanwhile: Callable[[], object] = lambda: None
         self.tries = 0
 
     def send(self, message: Message) -> str:
         self.tries += 1
         if self.away:
             raise NotSent("nobody answers")
+        self.meanwhile()
         self.heard.append([(one.subject, one.state) for one in message.notices])
         return ""
 
@@ -345,6 +347,15 @@ def test_once_together_and_when_it_has_passed(office: Office) -> None:
     office.turn()
     for ear in (office.mail, office.hook):
         assert ear.heard == [[("db", "critical"), ("web", "warning")], [("web", "resolved")]]
+
+
+def test_what_changes_while_it_is_told_is_told_as_well(office: Office) -> None:
+    office.raises("web")
+    office.mail.meanwhile = lambda: office.recovers("web")
+    office.turn()
+    office.mail.meanwhile = lambda: None
+    office.turn()
+    assert office.mail.heard == [[("web", "warning")], [("web", "resolved")]]
 
 
 def test_two_messages_do_not_follow_each_other_at_once(office: Office) -> None:

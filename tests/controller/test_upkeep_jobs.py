@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config, parse_config
 from orchestrator.jobs.states import JobState
 from orchestrator.jobs.upkeep import UpkeepJob
+from orchestrator.lock_desk import LockView
 from orchestrator.service import Service
 from orchestrator.upkeep_jobs import UpkeepJobs
 from orchestrator.upkeep_runner import Check, Done
@@ -167,12 +169,12 @@ class Bench:
         self.error: Exception | None = None
         self.jobs = self.controller()
 
-    def controller(self) -> UpkeepJobs:
+    def controller(self, locks: Any = None) -> UpkeepJobs:
         """One more process, as far as that can be had in one."""
         return UpkeepJobs(
             lambda: self.service.config,
             self.catalog,
-            self.service.locks,
+            locks or self.service.locks,
             lambda: self.service.engine.onlooker(owner.this_process()),
             self.perform,
         )
@@ -285,6 +287,24 @@ def test_a_moment_is_handled_once_by_whoever_comes_first(bench: Bench) -> None:
     due = sorted((row.section, row.due) for row in rows(bench.catalog))
     assert due == [("replicate", NOW + 4 * HOUR)], "and not at 12:00, before anything was known"
     assert {row.asked_by for row in rows(bench.catalog)} == {"schedule"}
+
+
+def test_of_two_controllers_in_the_same_moment_one_decides(bench: Bench) -> None:
+    """The other one has read what is due, and comes second."""
+    bench.go.set()
+    later = NOW + timedelta(days=1)
+
+    class Locks:
+        def show(self, _name: str) -> LockView:
+            bench.jobs.turn(later)
+            for row in rows(bench.catalog):
+                bench.wait(row.id)
+            return LockView(vault="main", days=7, number=1, approvers=[], own=[], new=[], wrong=[])
+
+    second = bench.controller(Locks())
+    second.turn(NOW)
+    second.turn(later)
+    assert sorted(row.section for row in rows(bench.catalog)) == ["replicate", "verify", "verify"]
 
 
 def test_what_was_missed_is_done_once(bench: Bench) -> None:

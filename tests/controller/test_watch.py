@@ -112,6 +112,7 @@ def test_a_machine_that_is_no_longer_protected_is_nobodys_worry(service: Service
         ({"schedule": "weekdays at 22:30"}, 72),
         ({"schedule": "every 4 hours from 08:00 to 20:00"}, 12),
         ({"schedule": "every 5 minutes"}, 1 / 12),
+        ({"schedule": "hourly", "blackout": ["08:00 to 18:00"]}, 11),
         ({"schedule": "sundays at 04:00"}, 7 * 24),
         ({"cron": "0 3 1 * *"}, 31 * 24),
         ({}, None),
