@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import islice
@@ -17,6 +17,7 @@ from threading import RLock
 from sqlmodel import Session
 
 from orchestrator import alarms, scheduler
+from orchestrator.apply_plan import Plan, plan
 from orchestrator.catalog import duties as rows
 from orchestrator.catalog.alerts import apply
 from orchestrator.catalog.jobs import BACKUP, Ticket
@@ -25,6 +26,7 @@ from orchestrator.chores import Chore
 from orchestrator.config import Config
 from orchestrator.config_file import Policy
 from orchestrator.job_desk import JobDesk
+from orchestrator.leases import holder_of
 from orchestrator.scheduler import (
     Active,
     Adopt,
@@ -117,6 +119,10 @@ class ScheduleDesk:
                 policy = config.policies[protect.policy]
                 found.append(Section(name, protect, protect.policy, policy, vault, self._timetable(policy, now)))
         return found
+
+    def _fresh_sections(self, now: datetime) -> list[Section]:
+        """With moments of their own: what they give may be read when the lock is free again."""
+        return [replace(one, timetable=Timetable(one.policy, now)) for one in self.sections(now)]
 
     def _timetable(self, policy: Policy, now: datetime) -> Timetable:
         key = policy.model_dump_json()
@@ -221,13 +227,23 @@ class ScheduleDesk:
         with self._catalog.write() as session:
             apply(session, [verdict])
 
+    def plan(self, now: datetime, config: Config | None = None) -> Plan:
+        """What the configuration in force, or another one, would change for whom."""
+        at = self.standing(config)
+        return plan(self.decide(now, config), at.machines, at.duties, self.next_runs(now, config))
+
+    def leader(self) -> str:
+        """Who begins what is due; empty: nobody does."""
+        with self._catalog.read() as session:
+            return holder_of(session)
+
     # --- what is to come -------------------------------------------------------------------------------------------
 
-    def next_runs(self, now: datetime) -> dict[str, datetime]:
+    def next_runs(self, now: datetime, config: Config | None = None) -> dict[str, datetime]:
         """Machine UUID → when its next backup begins; not of those that nothing begins for."""
-        at, found = self.standing(), dict[str, datetime]()
+        at, found = self.standing(config), dict[str, datetime]()
         with self._reading:
-            sections, pointed = self.sections(now), cache(self._pointed)
+            sections, pointed = self.sections(now, config), cache(self._pointed)
             for machine in at.machines:
                 streams = self._streams(machine, sections, at, now, pointed)
                 firsts = [one.at for stream in streams for one in islice(stream, 1)]
@@ -235,17 +251,23 @@ class ScheduleDesk:
                     found[machine.uuid] = min(firsts)
         return found
 
-    def agenda(self, now: datetime, *, machine: str | None, count: int) -> tuple[list[Coming], list[NotComing]]:
-        """The next backups of one machine (by UUID, `hypervisor/name` or name) or of all, soonest first, and why
-        others have none. Raises NotFound, UsageError."""
+    def agenda(self, now: datetime, machine: str | None = None) -> tuple[Iterator[Coming], list[NotComing]]:
+        """The next backups of one machine (by UUID, `hypervisor/name` or name), or the next one of each, soonest
+        first, and why others have none. Raises NotFound, UsageError."""
         at = self.standing()
-        machines = at.machines if machine is None else [_named(at.machines, machine)]
+        machines = at.machines if machine is None else [named(at.machines, machine)]
         with self._reading:
-            sections, pointed = self.sections(now), cache(self._pointed)
+            sections, pointed = self._fresh_sections(now), cache(self._pointed)
             streams = [stream for one in machines for stream in self._streams(one, sections, at, now, pointed)]
+            if machine is None:
+                streams = [islice(stream, 1) for stream in streams]
             soonest = heapq.merge(*streams, key=lambda one: (one.at, one.machine.name, one.machine.uuid))
             left = [found for one in machines if (found := self._not_coming(one, sections, at)) is not None]
-            return list(islice(soonest, count)), left
+        return soonest, left
+
+    def find(self, wanted: str) -> Machine:
+        """Of the machines that the catalog knows. Raises NotFound, UsageError."""
+        return named(self.standing().machines, wanted)
 
     def _streams(
         self, machine: Machine, sections: Sequence[Section], at: Standing, now: datetime, pointed: Pointed
@@ -285,7 +307,7 @@ def problem_of(config: Config, section: str) -> str:
     return ""
 
 
-def _named(machines: Sequence[Machine], wanted: str) -> Machine:
+def named(machines: Sequence[Machine], wanted: str) -> Machine:
     """Raises NotFound, UsageError."""
     import difflib
 

@@ -16,15 +16,19 @@ import typer
 
 from orchestrator.cli import (
     alert,
+    apply,
     audit,
     backup,
+    config,
     extension,
     first_steps,
     job,
     notify,
     point_content,
     policy,
+    protect,
     restore,
+    schedule,
     serve,
     status,
     upkeep,
@@ -44,10 +48,14 @@ app = typer.Typer(
 first_steps.register(app)
 serve.register(app)
 status.register(app)
+protect.register(vm.app)
 app.add_typer(vm.app, name="vm")
 app.add_typer(backup.app, name="backup")
 app.add_typer(point_content.app, name="point")
+apply.register(policy.app)
 app.add_typer(policy.app, name="policy")
+app.add_typer(schedule.app, name="schedule")
+app.add_typer(config.app, name="config")
 app.add_typer(restore.app, name="restore")
 app.add_typer(job.app, name="job")
 app.add_typer(vault.app, name="vault")

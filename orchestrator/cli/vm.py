@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.extension import DryRun, Vm, show_state, take_out
+from orchestrator.cli.extension import Vm, show_state
 from orchestrator.cli.options import command, group
 from orchestrator.cli.output import moment, size
 from orchestrator.cli.run import OK, Session
@@ -94,28 +94,3 @@ def show_machine(session: Session, vm: Vm) -> None:
         ],
         right=("size",),
     )
-
-
-@command(app, "unprotect")
-def unprotect(session: Session, vm: Vm, dry_run: DryRun = False) -> None:
-    """Take the extension out of a guest, and tell what in the configuration still asks for its backup.
-
-    Points stay. The configuration is yours: nothing is changed in it.
-    """
-    machine = session.service.machine(vm)
-    config = session.config
-    sections = session.service.sections_of(machine)
-    for name in sections:
-        machines = config.protect[name].machines or []
-        session.out.record("protected_by", {"machine": machine.name, "section": name, "machines": machines})
-        session.out.say(f"{config.path}: [protect.{name}] still covers {machine.name}: {_mend(machine.name, machines)}")
-    if not sections:
-        session.out.say(f"no [protect.*] section of {config.path} covers {machine.name}")
-    take_out(session, machine.uuid, machine.name, dry_run=dry_run)
-
-
-def _mend(machine: str, globs: list[str]) -> str:
-    """What to write so that a section covers the machine no more."""
-    if machine in globs:
-        return f'take "{machine}" out of its machines'
-    return f'add exclude = ["{machine}"] to it'

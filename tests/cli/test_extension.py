@@ -261,6 +261,7 @@ def served(tiny_guest: GuestFactory, tmp_path: Path) -> Iterator[tuple[Cli, Gues
 @pytest.mark.guest
 def test_installed_by_the_first_backup_and_taken_out_again(served: tuple[Cli, Guest]) -> None:
     cli, guest = served
+    text = cli.file.read_text()
     assert "extension   not known" in cli.run("vm", "show", guest.name).out
     done = cli.run("backup", "run", guest.name, "--json")
     assert done.code == 0, done.err
@@ -271,7 +272,9 @@ def test_installed_by_the_first_backup_and_taken_out_again(served: tuple[Cli, Gu
     assert guest.out("ls -d /opt/stillframe/current").strip() == "/opt/stillframe/current"
 
     told = cli.run("vm", "unprotect", guest.name, "--dry-run", "--json")
-    assert [line["section"] for line in told.lines if line["type"] == "protected_by"] == ["all", "one"]
+    assert told.line("protection")["sections"] == []
+    assert f'+exclude = ["{guest.name}"]' in told.line("protection")["diff"].replace(" " * 8, "")
+    assert (cli.run("vm", "unprotect", guest.name).code, cli.file.read_text()) == (2, text)
     asked = cli.run("extension", "uninstall", guest.name)
     assert asked.code == 2
     assert "add --yes" in asked.err
@@ -279,8 +282,8 @@ def test_installed_by_the_first_backup_and_taken_out_again(served: tuple[Cli, Gu
 
     gone = cli.run("vm", "unprotect", guest.name, "--yes")
     assert gone.code == 0, gone.err
-    assert f'[protect.all] still covers {guest.name}: add exclude = ["{guest.name}"] to it' in gone.out
-    assert f'[protect.one] still covers {guest.name}: take "{guest.name}" out of its machines' in gone.out
+    assert f"{guest.name} is no longer protected" in gone.out
+    assert "[protect.one]" not in cli.file.read_text()
     assert "the extension is uninstalled" in gone.out
     assert guest.run("ls -d /opt/stillframe")[0] != 0
     assert cli.run("vm", "show", guest.name, "--json").line("machine")["extension"]["detail"] == "uninstalled"

@@ -130,7 +130,7 @@ def test_what_still_goes_on_is_left_out_and_somebody_is_told(place: Place) -> No
     assert alert.key == f"backup-overdue machine:{LAB.uuid}"
     assert alert.count == 1
     assert f"backup {id} of the moment before still goes on (queued)" in alert.text
-    _, left = place.desk.agenda(NIGHT + timedelta(hours=26), machine="web", count=1)
+    _, left = place.desk.agenda(NIGHT + timedelta(hours=26), "web")
     assert left[0].why == f"the one of Wed 2026-11-25 02:00 was left out: {alert.text.partition(': ')[2]}"
 
 
@@ -157,7 +157,7 @@ def test_tags_and_hypervisors_that_are_not_configured(place: Place) -> None:
     place.sees(DB.model_copy(update={"uuid": "4" * 8, "name": "file-1"}))
     place.desk.tick(NIGHT)
     assert sorted(place.outcomes()) == ["11111111 web", "44444444 rest", "99999999 marked"]
-    coming, left = place.desk.agenda(NIGHT, machine=None, count=9)
+    coming, left = place.desk.agenda(NIGHT)
     assert {one.machine.name for one in coming} == {"web", "db"}
     assert {one.machine.name: one.why for one in left} == {
         "old": "it is gone since 2026-11-24 01:00 UTC",
@@ -168,11 +168,11 @@ def test_tags_and_hypervisors_that_are_not_configured(place: Place) -> None:
     }
     assert place.desk.next_runs(NIGHT) == dict.fromkeys((LAB.uuid, DB.uuid), NIGHT + timedelta(hours=1))
     with pytest.raises(NotFound, match="no machine 'wbe' is known") as unknown:
-        place.desk.agenda(NIGHT, machine="wbe", count=1)
+        place.desk.agenda(NIGHT, "wbe")
     assert unknown.value.hint == "did you mean web?"
     place.sees(DB.model_copy(update={"uuid": "3" * 8, "name": "web"}))
     with pytest.raises(UsageError, match="several machines"):
-        place.desk.agenda(NIGHT, machine="web", count=1)
+        place.desk.agenda(NIGHT, "web")
 
 
 def at_once(acts: list[Callable[[], None]]) -> None:
