@@ -24,8 +24,8 @@ from orchestrator.desk import Desk
 from orchestrator.guest_desk import GuestDesk
 from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.restore import RestoreJob
+from orchestrator.primary import require_primary
 from orchestrator.replica_desk import ReplicaDesk
-from orchestrator.vault_desk import require_primary
 from workers.contract.errors import NotFound, UsageError
 from workers.contract.machines import MachineRef
 from workers.contract.messages import IMAGE_FORMATS, ImageFormat

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config import Config
 from orchestrator.desk import Desk
 from orchestrator.key_desk import KeyDesk
-from orchestrator.vault_desk import require_primary
+from orchestrator.primary import require_primary
 from workers.context import Context
 from workers.contract.machines import Value
 

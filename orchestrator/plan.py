@@ -57,6 +57,12 @@ def plan_disks(
     plans: list[DiskPlan] = []
     left_out: list[NotIncluded] = []
     for disk in inventory.disks:
+        if disk.refused and disk.target not in exclude:
+            name = inventory.machine.name
+            raise UsageError(
+                f"{disk.target} of {name} cannot be backed up: {disk.excluded}",
+                hint=f"to back up the rest: stillframe backup run {name} --exclude {disk.target}",
+            )
         if disk.excluded:
             left_out.append(NotIncluded(target=disk.target, reason=disk.excluded))
         elif disk.target in exclude:

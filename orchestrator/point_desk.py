@@ -33,6 +33,7 @@ from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
 from orchestrator.desk import Desk
 from orchestrator.plan import SHORT, base_checkpoint
+from orchestrator.primary import require_primary
 from orchestrator.views import ExpiryView, PointView, point_view
 from workers.context import Context
 from workers.contract.errors import Busy, Locked, NotFound, StillframeError
@@ -76,6 +77,12 @@ class PointDesk(Desk):
         with self._catalog.read() as session:
             return find.point_named(session, ref)
 
+    def _written(self, ref: str) -> PointRow:
+        """One that is to be changed. Raises UsageError if it lies in a replica."""
+        row = self._row(ref)
+        require_primary(self._config, row.vault)
+        return row
+
     # --- deleting, and taking it back ------------------------------------------------------------------------------
 
     def delete(self, ref: str, *, days: int | None = None, reason: str = "", dry_run: bool = False) -> PointView:
@@ -84,7 +91,7 @@ class PointDesk(Desk):
         while a job reads what is to go at once."""
         from workers.vault import trash
 
-        row = self._row(ref)
+        row = self._written(ref)
         vault = self._context.vault(row.vault)
         now = datetime.now(UTC)
         until = now + timedelta(days=self._config.worker.vaults[row.vault].soft_delete_days if days is None else days)
@@ -118,7 +125,7 @@ class PointDesk(Desk):
         """Take a deletion back; the note says if there was none. Raises NotFound if the point is gone for good."""
         from workers.vault import trash
 
-        row = self._row(ref)
+        row = self._written(ref)
         was_deleted = trash.undelete(self._context.vault(row.vault), row.id, now=datetime.now(UTC), by=whoami())
         with self._catalog.write() as session:
             mark_deleted(session, row.id, None)
@@ -128,7 +135,7 @@ class PointDesk(Desk):
         """Keep a point from being deleted, by people and by policies; a deletion that stands is taken back."""
         from workers.vault import trash
 
-        row = self._row(ref)
+        row = self._written(ref)
         vault = self._context.vault(row.vault)
         trash.pin(vault, row.id, now=datetime.now(UTC), by=whoami(), reason=reason)
         with self._catalog.write() as session:
@@ -140,7 +147,7 @@ class PointDesk(Desk):
         """From now on policies and people may delete it; the note says if it was not pinned."""
         from workers.vault import trash
 
-        row = self._row(ref)
+        row = self._written(ref)
         was_pinned = trash.unpin(self._context.vault(row.vault).store, row.id)
         with self._catalog.write() as session:
             mark_pinned(session, row.id, None)
@@ -186,13 +193,15 @@ class PointDesk(Desk):
     def _drop_checkpoint(self, base: Point) -> str:
         """Delete a checkpoint that no point refers to any more; what to add to the note if that was not possible."""
         name = base_checkpoint(base)
+        with self._catalog.read() as session:
+            home = machines_named(session, base.machine.uuid).get(base.machine.uuid, base.machine.hypervisor)
         try:
             if name is not None:
-                self._context.hypervisor(base.machine.hypervisor).delete_checkpoint(base.machine.uuid, name)
+                self._context.hypervisor(home).delete_checkpoint(base.machine.uuid, name)
         except NotFound:
             pass  # the machine is gone, and its checkpoints with it
         except StillframeError as error:
-            return f"; its checkpoint {name} stays on {base.machine.hypervisor} ({error})"
+            return f"; its checkpoint {name} stays on {home} ({error})"
         return ""
 
     # --- policies --------------------------------------------------------------------------------------------------

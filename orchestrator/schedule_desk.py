@@ -27,6 +27,7 @@ from orchestrator.config import Config
 from orchestrator.config_file import Policy
 from orchestrator.job_desk import JobDesk
 from orchestrator.leases import holder_of
+from orchestrator.primary import require_primary
 from orchestrator.scheduler import (
     Active,
     Adopt,
@@ -43,7 +44,6 @@ from orchestrator.scheduler import (
     Wait,
 )
 from orchestrator.timetable import Timetable
-from orchestrator.vault_desk import require_primary
 from workers.contract.errors import Busy, NotFound, UsageError
 from workers.contract.machines import MachineRef
 

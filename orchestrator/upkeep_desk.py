@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.config import Config
 from orchestrator.desk import Desk
-from orchestrator.vault_desk import require_primary
+from orchestrator.primary import require_primary
 from workers.context import Context
 
 if TYPE_CHECKING:

@@ -13,27 +13,16 @@ from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
 from orchestrator.desk import Desk
 from orchestrator.point_desk import Trash
+from orchestrator.primary import require_primary
 from orchestrator.views import VaultView
 from workers.context import Context
-from workers.contract.errors import StillframeError, UsageError, VaultError, VaultMissing
+from workers.contract.errors import StillframeError, VaultError, VaultMissing
 from workers.contract.points import Point
 
 if TYPE_CHECKING:
     from orchestrator.integrity_desk import Advance
     from workers.vault import Vault, VaultStats
     from workers.vault.rebuild import Rebuilt
-
-
-def require_primary(config: Config, name: str | None) -> str:
-    """The name of the vault that is meant, if it is no replica: only replication writes to those. Raises UsageError."""
-    vault = config.vault_name(name)
-    original = config.worker.vaults[vault].replica_of
-    if original is not None:
-        raise UsageError(
-            f"vault {vault} is a replica of {original}: it only follows",
-            hint=f"use vault {original}; if that is gone for good, take replica_of out of [vaults.{vault}]",
-        )
-    return vault
 
 
 class VaultDesk(Desk):

@@ -25,7 +25,12 @@ _ANSWERS = ("did you mean", "there are", "say which", "it has", "configured:")
 """Beginnings of hints that are no command to try."""
 _COLOURS = {"OK": "\x1b[32m", "WARN": "\x1b[33m", "FAIL": "\x1b[1;31m"}
 _PLAIN = "\x1b[0m"
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(
+    # Control characters but tab and newline; what turns the direction of writing around, or cannot be seen.
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+_LONGEST = 400
+"""Characters of one cell or one line of a message."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -42,8 +47,17 @@ def size(count: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters: names come from machines, and must not steer the terminal."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    """`text` for a terminal: names come from machines, and must not steer it, nor pass for other names."""
+    clean = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    if len(clean) <= _LONGEST:
+        return clean
+    return "\n".join(line if len(line) <= 10 * _LONGEST else f"{line[:_LONGEST]}…" for line in clean.split("\n"))
+
+
+def on_one_line(text: str) -> str:
+    """The same for a place in a table: no line of it can pass for another row."""
+    clean = printable(text).replace("\n", "\N{REPLACEMENT CHARACTER}").replace("\t", " ")
+    return clean if len(clean) <= _LONGEST else f"{clean[:_LONGEST]}…"
 
 
 def moment(time: datetime | str | None) -> str:
@@ -109,7 +123,7 @@ class Output:
         """A table, for people; columns named in `right` are aligned there."""
         if self.as_json:
             return
-        lines = [[printable(cell) for cell in row] for row in rows]
+        lines = [[on_one_line(cell) for cell in row] for row in rows]
         if is_terminal(sys.stdout):
             _rich_table(self.console(), columns, lines, set(right))
         else:
@@ -126,8 +140,8 @@ class Output:
         what, _, why = printable(error.message).partition("\n")
         red, plain = (_COLOURS["FAIL"], _PLAIN) if coloured(sys.stderr) else ("", "")
         lines = [f"{red}error:{plain} {what}", *(f"       {line}" for line in why.splitlines())]
-        if error.hint:
-            lines.append(f"       {error.hint}" if error.hint.startswith(_ANSWERS) else f"  try: {error.hint}")
+        if hint := on_one_line(error.hint):
+            lines.append(f"       {hint}" if hint.startswith(_ANSWERS) else f"  try: {hint}")
         sys.stderr.write("\n".join(lines) + "\n")
         sys.stderr.flush()
         self.record("error", error.model_dump(mode="json"))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 import typer
 
-from orchestrator.cli.output import Output, is_terminal
+from orchestrator.cli.output import Output, is_terminal, printable
 
 if TYPE_CHECKING:
     from orchestrator.config import Config
@@ -87,7 +87,7 @@ class Session:
 
         if not (sys.stdin.isatty() and is_terminal(sys.stderr)):
             raise UsageError(f"nobody is there to answer: {question}", hint="add --yes, or --dry-run to look first")
-        sys.stderr.write(f"{question} [y/N] ")
+        sys.stderr.write(f"{printable(question)} [y/N] ")
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise Cancelled("nothing was changed")

@@ -54,6 +54,9 @@ class Disk(Value):
     """Whether a dirty bitmap can be kept for it (qcow2 version 3, writable)."""
     excluded: str = ""
     """Why it is not part of backups (CD-ROM, shared, transient …); empty: it is included."""
+    refused: bool = False
+    """Excluded, and a point without it would not be what its owner takes it for: who wants one has to name the disk as
+    left out."""
     bitmap: BitmapState | None = None
     """State of the asked base on this disk; None if none was asked for."""
     bitmap_detail: str = ""

@@ -52,6 +52,7 @@ class DiskFacts:
             identity=element.path,
             tracks_changes=False,
             excluded=reason,
+            refused=element.refused,
             address=element.address,
         )
 

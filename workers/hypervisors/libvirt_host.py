@@ -24,7 +24,7 @@ from workers.contract.hosts import Host
 from workers.contract.machines import Disk, Inventory, Leftovers, MachineRef, MachineSummary, Power
 from workers.contract.seams import BackupRequest, Begun, Features, NewMachine
 from workers.hosts.local import LOCAL
-from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, host_files, tags
+from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, host_files, pools, tags
 from workers.hypervisors.disk_facts import DiskFacts
 
 END_SECONDS = 120.0
@@ -300,20 +300,10 @@ class LibvirtHypervisor:
                 domain.undefineFlags(_UNDEFINE)
 
     def volume_dir(self, pool: str) -> Path:
-        """Folder of a storage pool. NotFound for an unknown pool, UsageError for one that is not a folder."""
-        with errors.translated(f"looking at storage pool {pool}"):
-            folder = domain_xml.pool_folder(self._pool(pool).XMLDesc(0))
-        if folder is None:
-            raise UsageError(f"storage pool {pool} is not a folder", hint="name a pool of type dir, or use --dir")
-        return Path(folder)
+        return pools.folder_of(self._connection(), pool)
 
     def refresh_pool(self, pool: str) -> None:
-        """Let libvirt see files that were put into a pool."""
-        with errors.translated(f"refreshing storage pool {pool}"):
-            self._pool(pool).refresh()
-
-    def _pool(self, name: str) -> libvirt.virStoragePool:
-        return self._connection().storagePoolLookupByName(name)
+        pools.refresh(self._connection(), pool)
 
     def close(self) -> None:
         with self._lock:

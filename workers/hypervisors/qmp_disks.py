@@ -111,6 +111,7 @@ def _drive(
         tracks_changes=False,
         excluded=_excluded(monitor, block, driver, path, named),
         address=address(monitor, device) if device else "",
+        refused=bool(inserted.get("encrypted")) or driver == "luks",
     )
     drive = Drive(bare, str(node.get("node-name", "")), _bitmaps(node), named, read_only, is_firmware(block))
     if bare.excluded:
