@@ -137,23 +137,22 @@ class MachineDesk:
 
     # --- on demand -------------------------------------------------------------------------------------------------
 
-    def look(self, hypervisor: str | None = None, *, disks: bool = False) -> Look:
-        """Ask one hypervisor, or all, and wait for the answers, not for ever. If that raises a question that only the
-        others can answer, they are asked too. Raises UsageError if none is configured, NotFound for one that is not."""
+    def look(self, hypervisor: str | None = None, *, disks: bool = False, seconds: float | None = None) -> Look:
+        """Ask one hypervisor, or all, and wait at most `seconds` for the answers. If that raises a question that only
+        the others can answer, they are asked too. Raises UsageError if none is configured."""
         names = [hypervisor] if hypervisor else self.hypervisors
         if not names:
             raise UsageError(f"{self._config().path} names no hypervisor", hint="add a [hypervisors.local] section")
-        first = self._round(names, disks=disks)
-        open_questions = any(change.machine.missed or change.machine.doubt for change in first.changes)
-        if not open_questions:
+        patience = seconds or (DISKS_SECONDS if disks else LOOK_SECONDS)
+        first = self._round(names, patience, disks=disks)
+        if not any(change.machine.missed or change.machine.doubt for change in first.changes):
             return first
-        second = self._round(self.hypervisors, disks=disks)
+        second = self._round(self.hypervisors, patience, disks=disks)
         return Look([*first.changes, *second.changes], {**second.silent, **first.silent})
 
-    def _round(self, names: Sequence[str], *, disks: bool) -> Look:
+    def _round(self, names: Sequence[str], seconds: float, *, disks: bool) -> Look:
         now = datetime.now(UTC)
         commands = [ListMachines(job=_nobody(), hypervisor=name, disks=disks, asked=now) for name in names]
-        seconds = DISKS_SECONDS if disks else LOOK_SECONDS
         return self._look_afar(commands, seconds) if self._send else self._look_here(commands, seconds)
 
     def _look_here(self, commands: Sequence[ListMachines], seconds: float) -> Look:

@@ -364,3 +364,18 @@ def test_only_the_vault_that_a_section_backs_up_into_is_expired(open_lab: Callab
     assert lab.desk.expire("away") == [], "a replica that is not even there"
     with pytest.raises(UsageError):
         lab.desk.expire("none")
+
+
+def test_points_of_a_replica_are_not_changed_by_people(open_lab: Callable[[str], Lab], tmp_path: Path) -> None:
+    """Its original would bring them back, or take them away."""
+    lab = open_lab(PLAIN)
+    lab.has(aged(1, 1))
+    config = configuration(tmp_path)
+    original = config.worker.vaults["main"]
+    vaults = {"main": original.model_copy(update={"replica_of": "original"}), "original": original}
+    worker = config.worker.model_copy(update={"vaults": vaults})
+    lab.desk.use(config.model_copy(update={"worker": worker}))
+    for act in (lab.desk.delete, lab.desk.undelete, lab.desk.pin, lab.desk.unpin):
+        with pytest.raises(UsageError, match="vault main is a replica of original"):
+            act("01")
+    assert lab.listed() == ["01"]
