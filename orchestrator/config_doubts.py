@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.config import Config
+from orchestrator.primary import require_primary
 from orchestrator.protection import TAG
 from orchestrator.toml_lines import key_lines, line_of
-from orchestrator.vault_desk import require_primary
 from workers.contract.errors import NotFound, UsageError
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.config import Config, parse_config
+from orchestrator.primary import require_primary
 from orchestrator.protection import covers, literal
-from orchestrator.vault_desk import require_primary
 from workers.contract.errors import Busy, ConfigError, NotFound
 
 if TYPE_CHECKING:
