@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from orchestrator.demo.tiny_guest import TinyImage
     from tests.guests.machines import Guest, GuestFactory
+    from tests.hosts.host import Host
     from tests.vault.buckets import Server
 
 
@@ -50,6 +51,21 @@ def libvirt_host() -> Iterator[libvirt.virConnect]:
     remove_leftovers(connection)
     yield connection
     connection.close()
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Host]:
+    """Another hypervisor host, with its own libvirtd and sshd."""
+    from tests.guests.machines import fresh_folder
+    from tests.hosts.host import start_host
+
+    folder = fresh_folder()
+    host = start_host(folder / "lab", "lab1", ssh=True)
+    try:
+        yield host
+    finally:
+        host.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

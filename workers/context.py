@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
 from workers.config import GuestAccess, WorkerConfig
 from workers.contract.errors import GuestError, NotFound
 from workers.contract.guests import GuestOs
+from workers.contract.hosts import Host
 from workers.contract.machines import MachineRef
 from workers.contract.seams import GuestChannel, Hypervisor, Package
-from workers.hosts.local import LOCAL
+from workers.hosts import open_host
 from workers.key_sources import secrets_of
 from workers.quiesce import unfrozen
 from workers.snapshot import Places
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FAR_SCRATCH = Path("/var/lib/stillframe/scratch")
+FAR_RUNTIME = Path("/run/stillframe")
+
 
 class Context:
     """Everything a task needs of its worker. Thread-safe; a connection is shared by all threads."""
@@ -37,6 +42,8 @@ class Context:
         self.config = config
         self._vaults: dict[str, Vault] = {}
         self._hypervisors: dict[str, Hypervisor] = {}
+        self._hosts: dict[str, Host] = {}
+        self._connecting: dict[str, Lock] = {}
         self._lock = Lock()
         self._connecting: dict[str, Lock] = {}
         self._retired: list[Hypervisor] = []
@@ -69,6 +76,14 @@ class Context:
     def require_hypervisor(self, name: str) -> None:
         """Raises NotFound for a name that is not configured."""
         _named(self.config.hypervisors, name, "hypervisor")
+
+    def host(self, name: str) -> Host:
+        """Where that hypervisor runs. Raises NotFound for a name that is not configured."""
+        with self._lock:
+            if name not in self._hosts:
+                wanted = _named(self.config.hypervisors, name, "hypervisor")
+                self._hosts[name] = open_host(wanted, name=name, runtime_dir=self.config.runtime_dir)
+            return self._hosts[name]
 
     def hypervisor(self, name: str) -> Hypervisor:
         """Raises NotFound for a name that is not configured, HypervisorUnreachable."""
@@ -158,12 +173,14 @@ class Context:
         return connect
 
     def places(self, hypervisor: str) -> Places:
-        """Where its snapshots keep their files; without a connection to it."""
+        """Where its snapshots keep their files; nothing is connected for that. On another host the folders are of the
+        usual names: those under [paths] are this host's."""
         wanted = _named(self.config.hypervisors, hypervisor, "hypervisor")
+        host = self.host(hypervisor)
         return Places(
-            host=LOCAL,
-            scratch=wanted.scratch_dir or self.config.scratch_dir,
-            runtime=self.config.runtime_dir,
+            host=host,
+            scratch=wanted.scratch_dir or (self.config.scratch_dir if host.local else FAR_SCRATCH),
+            runtime=self.config.runtime_dir if host.local else FAR_RUNTIME,
             notes=self.config.runtime_dir,
             floor=self.config.scratch_floor,
         )
@@ -174,6 +191,9 @@ class Context:
                 hypervisor.close()
             self._retired.clear()
             self._hypervisors.clear()
+            for host in self._hosts.values():
+                host.close()
+            self._hosts.clear()
             self._vaults.clear()
 
 

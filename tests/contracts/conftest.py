@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import time
 import uuid as uuids
@@ -20,16 +19,24 @@ import nbd
 import pytest
 
 from tests.contracts.qmp_blank import QmpFactory
+from tests.hosts.host import Host as Lab
+from tests.hosts.remote import config_of, ssh_host
+from workers.contract.hosts import Host
 from workers.contract.points import Mode
 from workers.contract.seams import BackupRequest, DiskRequest, Export, Hypervisor
+from workers.hosts.local import LOCAL
 from workers.hypervisors import open_hypervisor
 from workers.hypervisors.libvirt_host import END_SECONDS
+from workers.hypervisors.wires import SocketWire
 
 MIB = 1 << 20
 URI = "qemu:///system"
 FOREIGN = "<domainbackup mode='pull'><server transport='unix' socket='{socket}'/></domainbackup>"
-KINDS = ("libvirt", "qmp")
-only_libvirt = pytest.mark.parametrize("kind", ["libvirt"], indirect=True)
+KINDS = ("libvirt", "ssh", "qmp")
+"""libvirt here, libvirt on another host over SSH, bare QEMUs."""
+only_libvirt = pytest.mark.parametrize("kind", ["libvirt", "ssh"], indirect=True)
+only_here = pytest.mark.parametrize("kind", ["libvirt"], indirect=True)
+"""What has to do with this host's libvirtd."""
 only_qmp = pytest.mark.parametrize("kind", ["qmp"], indirect=True)
 
 
@@ -41,10 +48,20 @@ def make_image(path: Path, format: str = "qcow2", size: int = 16 * MIB, options:
     return path
 
 
+@dataclass(frozen=True)
+class Room:
+    """Where libvirt runs machines, and a connection of the test's own to it."""
+
+    host: Host
+    connection: libvirt.virConnect
+    uri: str
+
+
 @dataclass
 class BlankMachine:
     """A machine whose processor never runs: `disks` are its images by target."""
 
+    host: Host
     connection: libvirt.virConnect
     domain: libvirt.virDomain
     folder: Path
@@ -68,7 +85,8 @@ class BlankMachine:
 
     def kill(self) -> None:
         """The end that a power failure makes: nothing is saved."""
-        os.kill(int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text()), signal.SIGKILL)
+        kill = 'kill -9 "$(cat "$0")"'
+        self.host.run(["sh", "-c", kill, f"/run/libvirt/qemu/{self.name}.pid"])
         deadline = time.monotonic() + END_SECONDS
         while self.domain.isActive():
             assert time.monotonic() < deadline, "libvirt did not notice that QEMU was killed"
@@ -102,14 +120,14 @@ class BlankMachine:
 
     def bitmaps(self, target: str) -> list[str]:
         """Names of the bitmaps that the image holds on disk."""
-        from workers.hosts.local import LOCAL
         from workers.hypervisors.host_files import bitmaps
 
         return sorted(bitmap.name for bitmap in bitmaps(LOCAL, self.disks[target], shared=True))
 
     def socket(self) -> Path:
-        folder = next(Path("/var/lib/libvirt/qemu").glob(f"domain-{self.domain.ID()}-*"))
-        return folder / "another.sock"
+        folder = Path("/var/lib/libvirt/qemu")
+        [found] = self.host.names(folder, f"domain-{self.domain.ID()}-*")
+        return folder / found / "another.sock"
 
     def taken_socket(self, job: str) -> Path:
         """Where the backup of `job` will want to listen."""
@@ -142,7 +160,7 @@ def blank_xml(name: str, disks: dict[str, Path], extra: str = "") -> str:
 class BlankFactory:
     """`factory({"vda": "qcow2"}, start=True)`: images of 16 MiB."""
 
-    connection: libvirt.virConnect
+    room: Room
     folder: Path
     made: list[BlankMachine] = field(default_factory=list)
 
@@ -153,8 +171,8 @@ class BlankFactory:
         folder = self.folder / name
         folder.mkdir(mode=0o755)
         disks = {target: make_image(folder / f"{target}.{format}", format, size) for target, format in formats.items()}
-        domain = self.connection.defineXML(blank_xml(name, disks, extra))
-        machine = BlankMachine(self.connection, domain, folder, disks, dict.fromkeys(disks, size))
+        domain = self.room.connection.defineXML(blank_xml(name, disks, extra))
+        machine = BlankMachine(self.room.host, self.room.connection, domain, folder, disks, dict.fromkeys(disks, size))
         self.made.append(machine)
         if start:
             machine.start()
@@ -170,6 +188,26 @@ class BlankFactory:
             shutil.rmtree(machine.folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def over_ssh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    """Another host. Only /tmp and its like are the same on both."""
+    lab: Lab = request.getfixturevalue("lab")
+    with ssh_host(lab, tmp_path_factory.mktemp("run")) as host:
+        wire = SocketWire(host, "")
+        connection = libvirt.open(wire.dial())
+        yield Room(host, connection, config_of(lab).uri)
+        connection.close()
+        wire.close()
+
+
+@pytest.fixture
+def room(kind: str, request: pytest.FixtureRequest) -> Room:
+    if kind == "ssh":
+        found: Room = request.getfixturevalue("over_ssh")
+        return found
+    return Room(LOCAL, request.getfixturevalue("libvirt_host"), URI)
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Which implementation of the seam."""
@@ -182,7 +220,7 @@ def blank(kind: str, request: pytest.FixtureRequest, guest_folder: Path) -> Iter
     if kind == "qmp":
         factory = QmpFactory(guest_folder, request.getfixturevalue("qmp_folder"))
     else:
-        factory = BlankFactory(request.getfixturevalue("libvirt_host"), guest_folder)
+        factory = BlankFactory(request.getfixturevalue("room"), guest_folder)
     try:
         yield factory
     finally:
@@ -204,27 +242,28 @@ def hypervisor(kind: str, request: pytest.FixtureRequest) -> Iterator[Hypervisor
         folder = request.getfixturevalue("qmp_folder")
         opened = open_hypervisor(f"qmp+unix://{folder}", name="lab", runtime_dir=folder.with_name("run"))
     else:
-        request.getfixturevalue("libvirt_host")
-        opened = open_hypervisor(URI, name="lab")
+        room: Room = request.getfixturevalue("room")
+        opened = open_hypervisor(room.uri, name="lab", host=room.host)
     yield opened
     opened.close()
 
 
 @contextmanager
-def connected(export: Export) -> Iterator[nbd.NBD]:
+def connected(host: Host, export: Export) -> Iterator[nbd.NBD]:
     handle = nbd.NBD()
     handle.add_meta_context("base:allocation")
     if export.bitmap:
         handle.add_meta_context(export.bitmap)
     handle.set_export_name(export.name)
-    handle.connect_unix(export.socket)
-    try:
-        yield handle
-    finally:
-        handle.shutdown()
+    with host.socket(Path(export.socket)) as socket:
+        handle.connect_unix(str(socket))
+        try:
+            yield handle
+        finally:
+            handle.shutdown()
 
 
-def dirty_ranges(export: Export) -> list[tuple[int, int]]:
+def dirty_ranges(host: Host, export: Export) -> list[tuple[int, int]]:
     """Ranges that changed since the base, as `(offset, length)`."""
     found: list[tuple[int, int]] = []
 
@@ -236,7 +275,7 @@ def dirty_ranges(export: Export) -> list[tuple[int, int]]:
                 offset += length
         return 0
 
-    with connected(export) as handle:
+    with connected(host, export) as handle:
         assert export.bitmap is not None
         assert handle.can_meta_context(export.bitmap)
         handle.block_status(handle.get_size(), 0, collect)

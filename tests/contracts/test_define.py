@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import libvirt
 import pytest
 
-from tests.contracts.conftest import MIB, BlankFactory, make_image
+from tests.contracts.conftest import MIB, BlankFactory, Room, make_image
 from workers.contract.errors import HypervisorError, NotFound, TargetExists, UsageError
 from workers.contract.machines import Power
 from workers.hypervisors import domain_xml
@@ -19,9 +18,9 @@ from workers.hypervisors.libvirt_host import LibvirtHypervisor
 NVRAM = b"variables" * 1000
 
 
-@pytest.fixture
-def kind() -> str:
-    return "libvirt"
+@pytest.fixture(params=["libvirt", "ssh"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -150,15 +149,13 @@ class TestDefining:
 
 
 class TestPools:
-    def test_a_folder_and_what_is_not_one(
-        self, hypervisor: LibvirtHypervisor, libvirt_host: libvirt.virConnect, blank: BlankFactory
-    ) -> None:
+    def test_a_folder_and_what_is_not_one(self, hypervisor: LibvirtHypervisor, room: Room, blank: BlankFactory) -> None:
         machine = blank({}, start=False)
         name = f"{machine.name}-pool"
-        pool = libvirt_host.storagePoolCreateXML(
+        pool = room.connection.storagePoolCreateXML(
             f"<pool type='dir'><name>{name}</name><target><path>{machine.folder}</path></target></pool>"
         )
-        other = libvirt_host.storagePoolDefineXML(
+        other = room.connection.storagePoolDefineXML(
             f"<pool type='logical'><name>{name}-lvm</name><source><name>none</name></source></pool>"
         )
         try:
@@ -176,11 +173,11 @@ class TestPools:
             other.undefine()
 
     def test_a_disk_named_as_a_volume_is_found(
-        self, hypervisor: LibvirtHypervisor, libvirt_host: libvirt.virConnect, blank: BlankFactory
+        self, hypervisor: LibvirtHypervisor, room: Room, blank: BlankFactory
     ) -> None:
         folder = blank({}, start=False)
         make_image(folder.folder / "new.qcow2")
-        pool = libvirt_host.storagePoolCreateXML(
+        pool = room.connection.storagePoolCreateXML(
             f"<pool type='dir'><name>{folder.name}</name><target><path>{folder.folder}</path></target></pool>"
         )
         try:

@@ -19,6 +19,7 @@ from tests.contracts.conftest import (
     connected,
     dirty_ranges,
     make_image,
+    only_here,
     only_libvirt,
 )
 from tests.contracts.relay import Relay
@@ -54,15 +55,25 @@ def judged(hypervisor: Hypervisor, machine: BlankMachine, base: str, xml: str | 
 class TestOpening:
     def test_says_what_it_can_do(self, hypervisor: Hypervisor, kind: str) -> None:
         assert hypervisor.features.backup
-        assert hypervisor.host.local
-        assert hypervisor.features.version.startswith({"libvirt": "libvirt ", "qmp": "QEMU"}[kind])
-        assert hypervisor.features.knows_off == (kind == "libvirt")
+        assert hypervisor.host.local == (kind != "ssh")
+        assert hypervisor.features.version.startswith("QEMU" if kind == "qmp" else "libvirt ")
+        assert hypervisor.features.knows_off == (kind != "qmp")
 
     @pytest.mark.parametrize(
         "uri",
         [
             "esx://host",
-            "qemu+ssh://root@lab1/system",
+            "qemu://lab1/system",
+            "qemu+ssh://root@lab1/session",
+            "qemu+ssh:///system",
+            "qemu+ssh://root:secret@lab1/system",
+            "qemu+ssh://-oProxyCommand=touch/system",
+            "qemu+ssh://-oProxyCommand=x@lab1/system",
+            "qemu+ssh://lab1:99999/system",
+            "qemu+ssh://lab 1/system",
+            "qemu+ssh://lab1/system?no_verify=1",
+            "qemu+ssh://lab1/system?socket=/run/x:/etc/y",
+            "qemu+tls://lab1/system",
             "qemu:///elsewhere",
             "lab1",
             "",
@@ -83,7 +94,7 @@ class TestOpening:
         assert "systemctl start libvirtd" in caught.value.hint
         assert capfd.readouterr().err == ""  # libvirt would print errors by itself
 
-    @only_libvirt
+    @only_here
     def test_a_lost_connection_is_made_again(self, blank: BlankFactory, tmp_path: Path) -> None:
         machine = blank({"vda": "qcow2"}, start=False)
         with Relay(tmp_path / "relay.sock") as relay:
@@ -197,7 +208,7 @@ class TestBackup:
         begun = hypervisor.begin_backup(machine.uuid, machine.request("one"))
         machine.write("vda", 0, 4096, 0x22)  # after the point in time
         assert [(each.target, each.bitmap) for each in begun.exports] == [("vda", None), ("vdb", None)]
-        with connected(begun.exports[0]) as handle:
+        with connected(hypervisor.host, begun.exports[0]) as handle:
             assert handle.get_size() == 16 * MIB
             assert bytes(handle.pread(4096, 0)) == b"\x11" * 4096
         assert hypervisor.leftovers(machine.uuid).backup_job == "one"
@@ -205,7 +216,7 @@ class TestBackup:
         assert hypervisor.inventory(machine.uuid).foreign_job == ""
         assert hypervisor.end_backup(machine.uuid, "sf-one")
         assert hypervisor.leftovers(machine.uuid).backup_job is None
-        assert not Path(begun.exports[0].socket).exists()
+        assert not hypervisor.host.taken(Path(begun.exports[0].socket))
         assert not hypervisor.end_backup(machine.uuid, "sf-one")
         subprocess.run(["qemu-img", "check", "-q", str(machine.folder / "sf-one-vda.scratch")], check=True)  # unlocked
         assert "sf-one" in hypervisor.leftovers(machine.uuid).checkpoints
@@ -216,7 +227,7 @@ class TestBackup:
         backed_up(hypervisor, machine, "one")
         machine.write("vda", 3 * MIB, 65536)
         begun = hypervisor.begin_backup(machine.uuid, machine.request("two", "sf-one"))
-        changed = {each.target: dirty_ranges(each) for each in begun.exports if each.bitmap}
+        changed = {each.target: dirty_ranges(hypervisor.host, each) for each in begun.exports if each.bitmap}
         assert changed == {"vda": [(3 * MIB, 65536)], "vdb": []}
         assert begun.exports[2].bitmap is None
         assert hypervisor.end_backup(machine.uuid, "sf-two")
@@ -288,10 +299,10 @@ class TestBackup:
         machine = blank({"vda": "qcow2"})
         backed_up(hypervisor, machine, "one")
         in_the_way = machine.taken_socket("two")
-        in_the_way.mkdir(parents=True)
+        hypervisor.host.make_folder(in_the_way, 0o755)
         with pytest.raises(HypervisorError):
             hypervisor.begin_backup(machine.uuid, machine.request("two", "sf-one"))
-        in_the_way.rmdir()
+        hypervisor.host.remove([in_the_way])
         assert machine.checkpoints() == ["sf-one"]
         assert judged(hypervisor, machine, "sf-one", None) == {"vda": VALID}
 
@@ -358,7 +369,7 @@ class TestBase:
         assert judged(hypervisor, machine, "sf-one", None) == {"vda": MISSING}
         assert judged(hypervisor, machine, "sf-one", xml) == {"vda": VALID}
         begun = hypervisor.begin_backup(machine.uuid, machine.request("two", "sf-one"))
-        assert dirty_ranges(begun.exports[0]) == [(0, 65536)]
+        assert dirty_ranges(hypervisor.host, begun.exports[0]) == [(0, 65536)]
 
     def test_an_orderly_stop_and_start_keeps_it(self, hypervisor: Hypervisor, blank: BlankFactory) -> None:
         machine = blank({"vda": "qcow2"})
@@ -370,7 +381,7 @@ class TestBase:
         machine.start()
         assert judged(hypervisor, machine, "sf-one", xml) == {"vda": VALID}
         begun = hypervisor.begin_backup(machine.uuid, machine.request("two", "sf-one"))
-        assert dirty_ranges(begun.exports[0]) == [(MIB, 65536)]
+        assert dirty_ranges(hypervisor.host, begun.exports[0]) == [(MIB, 65536)]
 
     def test_after_a_crash_it_is_inconsistent(self, hypervisor: Hypervisor, blank: BlankFactory) -> None:
         machine = blank({"vda": "qcow2", "vdb": "qcow2"})
@@ -515,4 +526,4 @@ class TestDeleting:
         hypervisor.delete_checkpoint(machine.uuid, "sf-one")  # the parent of sf-two, for libvirt
         assert judged(hypervisor, machine, "sf-two", xml) == {"vda": VALID, "vdb": VALID}
         begun = hypervisor.begin_backup(machine.uuid, machine.request("three", "sf-two"))
-        assert [dirty_ranges(each) for each in begun.exports] == [[], [(0, 65536)]]
+        assert [dirty_ranges(hypervisor.host, each) for each in begun.exports] == [[], [(0, 65536)]]

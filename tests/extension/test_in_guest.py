@@ -20,7 +20,7 @@ from tests.extension.sandbox import ROOT, UUID
 from tests.guests.machines import MIB, GuestFactory
 from workers.contract.guests import Quiesced, Resumed
 from workers.guests.agent import AgentChannel
-from workers.hypervisors.libvirt_host import LibvirtHypervisor
+from workers.hypervisors import open_hypervisor
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
@@ -39,7 +39,7 @@ def extension(
     libvirt_host: libvirt.virConnect, tiny_guest_image: TinyImage, guest_folder: Path
 ) -> Iterator[ExtensionInGuest]:
     """The extension in a guest with two disks, and on the first a loop device with a file system of its own."""
-    hypervisor = LibvirtHypervisor("qemu:///system", name="lab")
+    hypervisor = open_hypervisor("qemu:///system", name="lab")
     factory = GuestFactory(libvirt_host, tiny_guest_image, guest_folder)
     try:
         guest = factory({"vda": 128 * MIB, "vdb": 64 * MIB}, label="watchdog")

@@ -16,6 +16,7 @@
     ├── Busy                         11     yes    somebody else works on this machine or file
     ├── HypervisorError               1     yes    libvirt or QEMU refused, or cannot be reached
     │   ├── HypervisorUnreachable     1     yes
+    │   │   └── HypervisorRefused     1            its host key is not the known one, or it does not let us in
     │   └── CheckpointUnusable        1     yes    the base of one disk cannot be used: read it in full
     ├── GuestError                    1     yes    the guest agent or SSH server refused or is silent
     │   ├── GuestTimeout              1     yes    a command in the guest did not end in time, and may still run
@@ -131,6 +132,10 @@ class HypervisorError(StillframeError):
 
 class HypervisorUnreachable(HypervisorError):
     pass
+
+
+class HypervisorRefused(HypervisorUnreachable):
+    retryable = False
 
 
 class CheckpointUnusable(HypervisorError):

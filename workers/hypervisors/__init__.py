@@ -13,6 +13,10 @@ from workers.contract.seams import Hypervisor
 from workers.hosts.local import LOCAL
 
 RUNTIME = Path("/run/stillframe")
+EXAMPLES = (
+    "qemu:///system, qemu+ssh://root@lab1/system for another host, "
+    "or qmp+unix:///run/qemu/web.sock for a QEMU without libvirt"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,7 @@ def open_hypervisor(uri: str, *, name: str = "", runtime_dir: Path | None = None
     """
     opener = _OPENERS.get(urlsplit(uri).scheme)
     if opener is None:
-        examples = "qemu:///system, or qmp+unix:///run/qemu/web.sock for a QEMU without libvirt"
-        raise ConfigError(f"hypervisor URI {uri!r} is of no kind known here", hint=f"write {examples}")
+        raise ConfigError(f"hypervisor URI {uri!r} is of no kind known here", hint=f"write {EXAMPLES}")
     return opener(Wanted(uri, name or uri, runtime_dir, host))
 
 
@@ -43,11 +46,24 @@ def _libvirt(wanted: Wanted) -> Hypervisor:
     if parts.netloc or parts.path not in ("/system", "/session"):
         raise ConfigError(
             f"hypervisor URI {wanted.uri!r} is not one of a local libvirt",
-            hint="write qemu:///system, and run stillframe on the hypervisor itself",
+            hint="write qemu:///system for this host, qemu+ssh://root@lab1/system for another",
         )
     from workers.hypervisors.libvirt_host import LibvirtHypervisor
+    from workers.hypervisors.wires import DirectWire
 
-    return LibvirtHypervisor(wanted.uri, name=wanted.name, host=wanted.host, runtime_dir=wanted.runtime_dir)
+    wire = DirectWire(wanted.uri)
+    return LibvirtHypervisor(wire, name=wanted.name, host=wanted.host, runtime_dir=wanted.runtime_dir)
+
+
+def _libvirt_over_ssh(wanted: Wanted) -> Hypervisor:
+    from workers.hosts.address import remote_libvirt
+    from workers.hypervisors.libvirt_host import LibvirtHypervisor
+    from workers.hypervisors.wires import SocketWire
+
+    remote = remote_libvirt(wanted.uri)
+    socket = Path(remote.socket) if remote.socket else None
+    wire = SocketWire(wanted.host, f"{remote.ssh.typed} systemctl start libvirtd", socket)
+    return LibvirtHypervisor(wire, name=wanted.name, host=wanted.host, runtime_dir=wanted.runtime_dir)
 
 
 def _qmp(wanted: Wanted) -> Hypervisor:
@@ -63,4 +79,4 @@ def _qmp(wanted: Wanted) -> Hypervisor:
     return QmpHypervisor(path, name=wanted.name, runtime_dir=wanted.runtime_dir or RUNTIME)
 
 
-_OPENERS = {"qemu": _libvirt, "qemu+unix": _libvirt, "qmp+unix": _qmp}
+_OPENERS = {"qemu": _libvirt, "qemu+unix": _libvirt, "qemu+ssh": _libvirt_over_ssh, "qmp+unix": _qmp}

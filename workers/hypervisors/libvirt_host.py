@@ -13,7 +13,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import libvirt
@@ -26,6 +26,7 @@ from workers.contract.seams import BackupRequest, Begun, Features, NewMachine
 from workers.hosts.local import LOCAL
 from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, host_files, pools, tags
 from workers.hypervisors.disk_facts import DiskFacts
+from workers.hypervisors.wires import Wire
 
 END_SECONDS = 120.0
 """libvirt handles the events of all machines on one thread, and a machine whose QEMU was killed can hold that for 30 s
@@ -51,20 +52,10 @@ def _silent(_context: object, _error: object) -> None:
 class LibvirtHypervisor:
     """See `seams.Hypervisor`."""
 
-    def __init__(
-        self,
-        uri: str,
-        *,
-        name: str,
-        host: Host = LOCAL,
-        runtime_dir: Path | None = None,
-        dial: Callable[[], str] | None = None,
-    ) -> None:
-        """`uri` is libvirt's on `host`; `dial` gives the one by which it is reached from here, where that differs."""
+    def __init__(self, wire: Wire, *, name: str, host: Host = LOCAL, runtime_dir: Path | None = None) -> None:
         libvirt.registerErrorHandler(_silent, None)
-        self._uri, self._name, self._runtime_dir = uri, name, runtime_dir
+        self._wire, self._name, self._runtime_dir = wire, name, runtime_dir
         self.host = host
-        self._dial = dial or (lambda: uri)
         self._lock = threading.Lock()
         self._open: libvirt.virConnect | None = None
         connection = self._connection()
@@ -79,13 +70,13 @@ class LibvirtHypervisor:
         fails."""
         with self._lock:
             if self._open is None or not _answers(self._open):
-                address = self._dial()
+                address = self._wire.dial()
                 try:
                     self._open = libvirt.open(address)
                 except libvirt.libvirtError as error:
                     raise HypervisorUnreachable(
-                        f"cannot connect to {self._name} ({address}): {errors.text(error)}",
-                        hint=errors.START_LIBVIRT,
+                        f"cannot connect to {self._name} ({self._wire.there}): {errors.text(error)}",
+                        hint=self._wire.start,
                     ) from None
             return self._open
 
@@ -179,7 +170,7 @@ class LibvirtHypervisor:
 
     def thaw_command(self, uuid: str) -> list[str]:
         thaw = '{"execute": "guest-fsfreeze-thaw"}'
-        virsh = ["virsh", "-q", "-c", self._uri, "qemu-agent-command", "--timeout", "10", uuid, thaw]
+        virsh = ["virsh", "-q", "-c", self._wire.there, "qemu-agent-command", "--timeout", "10", uuid, thaw]
         return self.host.command(virsh)
 
     # --- backup jobs -------------------------------------------------------------------------------------------
@@ -238,7 +229,7 @@ class LibvirtHypervisor:
         return True
 
     def _socket(self, domain: libvirt.virDomain, name: str) -> Path:
-        folder = host_files.socket_folder(self.host, self._uri, domain.ID()) or self._runtime_dir
+        folder = host_files.socket_folder(self.host, self._wire.there, domain.ID()) or self._runtime_dir
         if folder is None:
             raise HypervisorError(f"libvirt keeps no folder for {domain.name()}, and no runtime_dir is configured")
         path = folder / f"{name}{backup_xml.SOCKET_SUFFIX}"
@@ -308,8 +299,10 @@ class LibvirtHypervisor:
     def close(self) -> None:
         with self._lock:
             if self._open is not None:
-                self._open.close()
+                with suppress(libvirt.libvirtError):  # it may be lost
+                    self._open.close()
                 self._open = None
+            self._wire.close()
 
 
 @contextmanager
