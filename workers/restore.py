@@ -242,7 +242,9 @@ def _publish(host: Host, unfinished: Path, path: Path, *, keep: bool) -> None:
 # --- a machine -------------------------------------------------------------------------------------------------
 
 
-def define_machine(vault: Vault, hypervisor: Hypervisor, command: DefineMachine) -> MachineDefined:
+def define_machine(
+    vault: Vault, hypervisor: Hypervisor, command: DefineMachine, landing: Landing = HERE
+) -> MachineDefined:
     """Define the machine on its restored disks. With `replace` the one that has its UUID is stopped and gives way;
     its old disks stay where they are and are named in the result."""
     point = vault.point(command.point)
@@ -255,6 +257,7 @@ def define_machine(vault: Vault, hypervisor: Hypervisor, command: DefineMachine)
         how = _replace(hypervisor, original, definition, point, start=command.start)
     old = [] if original is None else [disk.source for disk in original.disks if not disk.excluded]
     replaced = [source for source in old if source not in command.disks.values()]
+    landing.clear()
     hypervisor.host.remove([temporary(Path(path), command.job) for path in command.disks.values()])
     return MachineDefined(
         uuid=command.uuid, name=command.name, started=command.start, start_with=how, replaced=replaced

@@ -367,7 +367,8 @@ class Tasks:
 
     def define_machine(self, command: m.DefineMachine) -> m.Event:
         hypervisor = self._context.hypervisor(command.hypervisor)
-        defined = restore.define_machine(self._context.vault(command.vault), hypervisor, command)
+        landing = self._landing(command.hypervisor, command.job)
+        defined = restore.define_machine(self._context.vault(command.vault), hypervisor, command, landing)
         if command.pool is not None:
             with suppress(HypervisorError, NotFound):  # the machine is there; libvirt sees the files at its next look
                 hypervisor.refresh_pool(command.pool)

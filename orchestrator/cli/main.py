@@ -22,6 +22,7 @@ from orchestrator.cli import (
     config,
     extension,
     first_steps,
+    hypervisor,
     job,
     notify,
     point_content,
@@ -50,6 +51,7 @@ serve.register(app)
 status.register(app)
 protect.register(vm.app)
 app.add_typer(vm.app, name="vm")
+app.add_typer(hypervisor.app, name="hypervisor")
 app.add_typer(backup.app, name="backup")
 app.add_typer(point_content.app, name="point")
 apply.register(policy.app)

@@ -202,6 +202,10 @@ class Wire:
     def __init__(self, port: int) -> None:
         self._target = port
         self._links: list[socket.socket] = []
+        self.passed = 0
+        """Bytes, both ways together."""
+        self.refusing = False
+        """New connections are ended at once."""
         self._open = threading.Event()
         self._open.set()
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -230,6 +234,9 @@ class Wire:
         while True:
             try:
                 client, _ = self._server.accept()
+                if self.refusing:
+                    client.close()
+                    continue
                 server = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 return
@@ -241,6 +248,7 @@ class Wire:
         try:
             while data := source.recv(65536):
                 self._open.wait()
+                self.passed += len(data)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -118,6 +118,8 @@ class Place:
     folder: Path
     nursery: Nursery
     uri: str = "qemu:///system"
+    hypervisor: str = ""
+    """Lines for the [hypervisors.lab] section."""
     backup: str = ""
     """Lines for the [backup] section."""
     extension: str = "install = false"
@@ -149,6 +151,7 @@ class Place:
             key_file = "main.key"
             [hypervisors.lab]
             uri = "{self.uri}"
+            {self.hypervisor}
             [backup]
             {self.backup}
             [extension]

@@ -1,9 +1,9 @@
 """A hypervisor host of its own: mount, process and UTS namespaces of this machine with a libvirtd, and perhaps an sshd.
 
-Files, programs and the network are this machine's, except `/run/libvirt`, `/etc/libvirt`, `/var/lib/libvirt` and
-`/srv/lab`: what lies there only this host can see, so whoever claims to read it over SSH must do so. The whole host
-ends, with every machine on it, when its first process does: `kill` is a power cut, and a test that is killed leaves
-nothing, since that process also ends at the end of its input.
+Files, programs and the network are this machine's, except `/run/libvirt`, `/etc/libvirt`, `/var/lib/libvirt`,
+`/run/stillframe` and `/srv/lab`: what lies there only this host can see, so whoever claims to read it over SSH must do
+so. The whole host ends, with every machine on it, when its first process does: `kill` is a power cut, and a test that
+is killed leaves nothing, since that process also ends at the end of its input.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ set -e
 exec 3<&0 </dev/null
 hostname "$2"
 mount -t proc proc /proc
-mkdir -p "$1/var/qemu" "$1/var/images" /srv/lab
+mkdir -p "$1/var/qemu" "$1/var/images" /srv/lab /run/stillframe
 chmod 711 "$1" "$1/var"
 chown libvirt-qemu "$1/var/qemu" 2>/dev/null || true
 cp -a /etc/libvirt "$1/etc"
@@ -34,6 +34,7 @@ rm -rf "$1"/etc/qemu/*.xml "$1"/etc/qemu/autostart "$1"/etc/storage/*
 echo 'namespaces = []' >> "$1/etc/qemu.conf"
 mount -t tmpfs -o mode=755 run /run/libvirt
 mount -t tmpfs -o mode=755 lab /srv/lab
+mount -t tmpfs -o mode=755 run /run/stillframe
 mount --bind "$1/var" /var/lib/libvirt
 mount --bind "$1/etc" /etc/libvirt
 if [ -c /dev/kvm ]; then : > "$1/no-kvm"; chmod 0 "$1/no-kvm"; mount --bind "$1/no-kvm" /dev/kvm; fi

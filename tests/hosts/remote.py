@@ -26,3 +26,23 @@ def ssh_host(lab: Lab, runtime: Path, port: int | None = None) -> Iterator[Host]
         yield host
     finally:
         host.close()
+
+
+def config_lines(lab: Lab) -> str:
+    """For the section of a configuration file."""
+    return f'key_file = "{lab.client_key}"\nhost_key = "{lab.host_key}"\nscratch_dir = "/srv/lab/scratch"'
+
+
+def left_on(lab: Lab) -> list[str]:
+    """What carries our names there: files, helpers, backup jobs; looked for without Stillframe."""
+    script = """
+    ls -d /srv/lab/scratch/sf-* /run/stillframe/sf-* /var/lib/libvirt/qemu/domain-*/sf-*
+    ls -d /srv/lab/*.sf-* /srv/lab/*/*.sf-*
+    for pid in /proc/[0-9]*; do
+        tr '\\0' ' ' < $pid/cmdline | grep -E '^qemu-(nbd|img) .*/sf-'
+    done
+    for machine in $(virsh -q -c qemu:///system list --name); do
+        virsh -q -c qemu:///system backup-dumpxml "$machine" >/dev/null && echo "a job on $machine"
+    done
+    """
+    return lab.run("sh", "-c", f"exec 2>/dev/null\n{script}", check=False).stdout.splitlines()

@@ -3,6 +3,7 @@ must stay fast."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -35,10 +36,23 @@ def open_hypervisor(uri: str, *, name: str = "", runtime_dir: Path | None = None
     `host` is where it runs. `runtime_dir` (there) is for NBD sockets where the hypervisor keeps no folder per machine.
     Raises ConfigError for a URI that cannot be meant, HypervisorUnreachable with its own words.
     """
-    opener = _OPENERS.get(urlsplit(uri).scheme)
+    return _opener(uri)(Wanted(uri, name or uri, runtime_dir, host))
+
+
+def _opener(uri: str) -> Callable[[Wanted], Hypervisor]:
+    opener = _OPENERS.get(uri.partition("://")[0])
     if opener is None:
         raise ConfigError(f"hypervisor URI {uri!r} is of no kind known here", hint=f"write {EXAMPLES}")
-    return opener(Wanted(uri, name or uri, runtime_dir, host))
+    return opener
+
+
+def require_known(uri: str) -> None:
+    """Raises ConfigError for a URI of no kind that is known here, or of another host that cannot be meant."""
+    _opener(uri)
+    if uri.startswith("qemu+ssh://"):
+        from workers.hosts.address import remote_libvirt
+
+        remote_libvirt(uri)
 
 
 def _libvirt(wanted: Wanted) -> Hypervisor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contracts.conftest import hypervisor  # noqa: F401 - a fixture
+from tests.contracts.conftest import hypervisor, room  # noqa: F401 - fixtures
 from tests.guests.agent_socket import SocketCommand
 from tests.guests.fake_windows import FakeWindowsAgent
 from tests.guests.fake_windows_shell import EXT
