@@ -21,6 +21,7 @@ from orchestrator.config_values import (
     is_blackout,
     is_cron,
     is_host_key,
+    is_hypervisor,
     is_public_key,
     is_schedule,
     is_scheme,
@@ -89,13 +90,24 @@ class VaultSection(Value):
 class HypervisorSection(Value):
     """See `workers.config.HypervisorConfig`."""
 
-    uri: Annotated[str, AfterValidator(is_scheme("hypervisor", "qemu:///", "qemu+", "qemu://", "qmp+unix://"))]
+    uri: Annotated[str, AfterValidator(is_hypervisor)]
     max_jobs: Annotated[StrictInt, Field(ge=1, le=64)] = 2
     max_transfers: Annotated[StrictInt, Field(ge=1, le=256)] | None = None
     bandwidth: Annotated[Size, Field(ge=1)] | None = None
     key_file: Path_ | None = None
     host_key: Annotated[str, AfterValidator(is_host_key)] | None = None
     scratch_dir: Path_ | None = None
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> HypervisorSection:
+        if self.uri.startswith("qemu+ssh://"):
+            if self.scratch_dir is not None and not self.scratch_dir.startswith("/"):
+                raise ValueError("scratch_dir is a folder of that host: write its whole path, from the / on")
+            return self
+        unused = sorted(self.model_fields_set & {"key_file", "host_key"})
+        if unused:
+            raise ValueError(f"{unused[0]} is for qemu+ssh://: leave it out, or write such a uri")
+        return self
 
 
 class Retention(Value):

@@ -57,6 +57,17 @@ def is_scheme(what: str, *allowed: str) -> Callable[[str], str]:
     return check
 
 
+def is_hypervisor(uri: str) -> str:
+    from workers.contract.errors import ConfigError
+    from workers.hypervisors import require_known
+
+    try:
+        require_known(uri)
+    except ConfigError as error:
+        raise ValueError(f"{error}; {error.hint}" if error.hint else str(error)) from None
+    return uri
+
+
 def is_store_url(url: str) -> str:
     if re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*/?", url):
         return url.rstrip("/")

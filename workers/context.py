@@ -24,6 +24,7 @@ from workers.quiesce import unfrozen
 from workers.snapshot import Places
 
 if TYPE_CHECKING:
+    from workers.disks.pace import Bucket
     from workers.guests.ways import Connect
     from workers.vault import Vault
     from workers.visit import Visit
@@ -43,10 +44,10 @@ class Context:
         self._vaults: dict[str, Vault] = {}
         self._hypervisors: dict[str, Hypervisor] = {}
         self._hosts: dict[str, Host] = {}
+        self._buckets: dict[str, Bucket] = {}
         self._connecting: dict[str, Lock] = {}
         self._lock = Lock()
-        self._connecting: dict[str, Lock] = {}
-        self._retired: list[Hypervisor] = []
+        self._retired: list[Hypervisor | Host] = []
 
     def use(self, config: WorkerConfig) -> None:
         """From now on names mean what they mean in `config`. What is configured as before stays open, and what is not
@@ -55,8 +56,10 @@ class Context:
             old, self.config = self.config, config
             for name in [one for one in self._vaults if old.vaults.get(one) != config.vaults.get(one)]:
                 del self._vaults[name]
-            for name in [one for one in self._hypervisors if old.hypervisors.get(one) != config.hypervisors.get(one)]:
-                self._retired.append(self._hypervisors.pop(name))
+            for opened in (self._hypervisors, self._hosts):
+                for name in [one for one in opened if old.hypervisors.get(one) != config.hypervisors.get(one)]:
+                    self._retired.append(opened.pop(name))
+            self._buckets.clear()
 
     def vault(self, name: str) -> Vault:
         """Raises NotFound for a name that is not configured, VaultMissing, WrongKey, NewerFormat."""
@@ -171,6 +174,16 @@ class Context:
             )
 
         return connect
+
+    def bucket(self, hypervisor: str) -> Bucket | None:
+        """What caps the bytes per second of all transfers from and to it; None: nothing."""
+        from workers.disks.pace import Bucket
+
+        rate = _named(self.config.hypervisors, hypervisor, "hypervisor").bandwidth
+        if rate is None:
+            return None
+        with self._lock:
+            return self._buckets.setdefault(hypervisor, Bucket(rate))
 
     def places(self, hypervisor: str) -> Places:
         """Where its snapshots keep their files; nothing is connected for that. On another host the folders are of the

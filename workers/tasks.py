@@ -171,6 +171,7 @@ class Tasks:
 
     def _transfer_disk(self, command: m.TransferDisk) -> m.Event:
         from workers.disks.nbd_source import NbdSource
+        from workers.disks.pace import paced_source
         from workers.vault import BlockMap
 
         vault, plan, export = self._context.vault(command.vault), command.plan, command.export
@@ -180,7 +181,8 @@ class Tasks:
         settings = transfer.Settings(plan.block_size, threads=self._context.config.transfer_threads)
         try:
             with self._context.places(command.machine.hypervisor).host.socket(Path(export.socket)) as socket:
-                source = NbdSource(socket, export.name, bitmap=export.bitmap)
+                nbd = NbdSource(socket, export.name, bitmap=export.bitmap)
+                source = paced_source(nbd, self._context.bucket(command.machine.hypervisor))
                 done = transfer.transfer_disk(source, vault, settings, base=base, watch=self._transfer_watch(command))
         finally:
             self._require_unwritten(command)
@@ -355,7 +357,7 @@ class Tasks:
         if hypervisor is None:
             return HERE
         places = self._context.places(hypervisor)
-        return Landing(places.host, places.runtime_of(job))
+        return Landing(places.host, places.runtime_of(job), self._context.bucket(hypervisor))
 
     def _withdraw(self, vault: str, job: str) -> list[str]:
         """End the session of a job; what went wrong: then a sweep ends it, in days."""

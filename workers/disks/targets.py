@@ -23,6 +23,7 @@ from workers.contract.seams import BlockTarget
 from workers.disks.far_target import FarTarget
 from workers.disks.foreign import ForeignTarget
 from workers.disks.images import stop_exports
+from workers.disks.pace import Bucket, PacedTarget
 from workers.hosts.local import LOCAL
 
 Ranges = Callable[[], Iterable[tuple[int, int]]]
@@ -155,6 +156,8 @@ class Landing:
 
     host: Host
     folder: Path
+    bucket: Bucket | None = None
+    """What caps the bytes per second; None: nothing."""
 
     def clear(self) -> None:
         """End what the job left running there."""
@@ -171,6 +174,13 @@ def open_target(
     landing: Landing, path: Path, format: ImageFormat, size: int, ranges: Ranges, options: dict[str, str]
 ) -> BlockTarget:
     """A new image at `path`, readable by its owner only. Of `options`, a qcow2 keeps `cluster_size`."""
+    target = _target(landing, path, format, size, ranges, options)
+    return target if landing.bucket is None else PacedTarget(target, landing.bucket)
+
+
+def _target(
+    landing: Landing, path: Path, format: ImageFormat, size: int, ranges: Ranges, options: dict[str, str]
+) -> BlockTarget:
     if not landing.host.local:
         return FarTarget(landing.host, landing.folder, path, format, size, options)
     match format:

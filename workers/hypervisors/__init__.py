@@ -40,7 +40,13 @@ def open_hypervisor(uri: str, *, name: str = "", runtime_dir: Path | None = None
 
 
 def _opener(uri: str) -> Callable[[Wanted], Hypervisor]:
-    opener = _OPENERS.get(uri.partition("://")[0])
+    scheme = uri.partition("://")[0]
+    if scheme == "qemu+tls":
+        raise ConfigError(
+            f"hypervisor URI {uri!r}: libvirt over TLS gives orders, but no way to the disks",
+            hint="write qemu+ssh://root@lab1/system",
+        )
+    opener = _OPENERS.get(scheme)
     if opener is None:
         raise ConfigError(f"hypervisor URI {uri!r} is of no kind known here", hint=f"write {EXAMPLES}")
     return opener
