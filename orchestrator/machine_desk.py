@@ -29,6 +29,7 @@ from workers.contract.errors import (
     ConfigError,
     ErrorInfo,
     HypervisorError,
+    HypervisorRefused,
     HypervisorUnreachable,
     NotFound,
     StillframeError,
@@ -220,7 +221,7 @@ class MachineDesk:
         answer(listing)
 
 
-_ERRORS = {kind.__name__: kind for kind in (ConfigError, NotFound, HypervisorUnreachable)}
+_ERRORS = {kind.__name__: kind for kind in (ConfigError, NotFound, HypervisorRefused, HypervisorUnreachable)}
 
 
 def _raised(info: ErrorInfo) -> StillframeError:

@@ -6,6 +6,7 @@ left out. Nothing is changed there.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,8 +74,8 @@ def _programs(host: Host, subject: str, *, libvirt: bool) -> Iterator[Check]:
         if program == "virsh" and not libvirt:
             continue
         try:
-            words = host.run([program, "--version"], timeout=30).split("\n")[0]
-            found.append(f"{program} {words.split('version ')[-1].split(' ')[0] if 'version' in words else words}")
+            version = re.search(r"\d+(\.\d+)+", host.run([program, "--version"], timeout=30))
+            found.append(f"{program} {version[0] if version else '?'}")
         except StillframeError as error:
             yield Check(level, subject, f"{error}: {consequence}", f"on {host.name}: {mend}")
     if found:

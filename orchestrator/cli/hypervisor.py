@@ -33,6 +33,7 @@ def list_hypervisors(session: Session) -> int:
         rows.append([name, one.uri, _host_key_words(one), str(one.max_jobs), limit])
     if not rows:
         session.out.note(f"{session.config.path} names no hypervisor: stillframe hypervisor add local qemu:///system")
+        return OK
     session.out.table(["name", "uri", "host key", "jobs", "bandwidth"], rows, right=["jobs", "bandwidth"])
     return OK
 
@@ -113,7 +114,7 @@ def _wanted(uri: str, key_file: Path | None, fingerprint: str | None) -> Hypervi
     absolute = key_file.expanduser().absolute() if key_file else None
     if not uri.startswith("qemu+ssh://"):
         if key_file or fingerprint:
-            raise UsageError("--key-file and --fingerprint are for qemu+ssh://")
+            raise UsageError("--key-file and --fingerprint are for qemu+ssh://", hint="leave them out")
         return HypervisorConfig(uri=uri)
     key = _vouched(remote_libvirt(uri).ssh, fingerprint)
     return HypervisorConfig(uri=uri, key_file=absolute, host_key=key)
@@ -193,7 +194,11 @@ def check(
 
 
 @command(app, "remove")
-def remove(session: Session, name: Name) -> int:
+def remove(
+    session: Session,
+    name: Name,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> int:
     """Take a hypervisor out of the configuration file. Its points stay, and can be restored elsewhere."""
     from orchestrator.config_edit import edit, section
     from workers.contract.errors import Busy, NotFound
@@ -204,6 +209,9 @@ def remove(session: Session, name: Name) -> int:
     running = [job.id for job in session.peek().jobs(active_only=True) if job.hypervisor == name]
     if running:
         raise Busy(f"jobs run on {name}: {', '.join(running)}", hint=f"stillframe job watch {running[0]}")
+    if dry_run:
+        session.out.say(f"would take {name} ({known[name].uri}) out of {session.config.path}")
+        return OK
     session.confirm(f"Take {name} ({known[name].uri}) out of {session.config.path}?")
 
     def take_out(document: TOMLDocument) -> None:

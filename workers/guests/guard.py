@@ -3,7 +3,8 @@
 `kill -9`, the kernel's out-of-memory killer or a crash of the interpreter run no `finally`. The watchdog in the guest
 would end the freeze too, but only at its deadline, and a guest whose agent allows no commands has none. So before the
 freeze a small shell is started that holds the other end of a pipe: if it reads `done`, it ends; if the pipe is closed
-without that word, whoever had it is gone, and it thaws at once.
+without that word, whoever had it is gone, and it thaws at once; where the way to the guest is away too, it tries for
+some minutes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 _SCRIPT = """
 trap '' HUP INT TERM
 read -r word && [ "$word" = done ] && exit 0
-for pause in 1 2 4 8 16 0; do
+for pause in 1 2 4 8 16 30 30 30 30 30 30 30 30 0; do
     "$@" >/dev/null 2>&1 </dev/null && exit 0
     sleep "$pause"
 done

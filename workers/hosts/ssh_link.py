@@ -11,6 +11,8 @@ that ends with this process, also after a kill: it ends when its input does.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
 import shutil
@@ -101,9 +103,14 @@ class SshLink:
         return argv
 
     def _known_hosts(self, host_key: str) -> Path:
-        path = self.folder() / "known_hosts"
-        if not path.exists():
-            path.write_text(f"{_ALIAS} {' '.join(host_key.split()[:2])}\n")
+        """A file with the pinned key. It stays: a guard that outlives this process needs it."""
+        line = f"{_ALIAS} {' '.join(host_key.split()[:2])}\n"
+        path = self._runtime / f"host-key-{hashlib.sha256(line.encode()).hexdigest()[:16]}"
+        if not path.exists() or path.read_text() != line:
+            self._runtime.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+            partial.write_text(line)
+            partial.replace(path)
         return path
 
     def folder(self) -> Path:
@@ -279,9 +286,6 @@ def host_keys(address: SshAddress) -> list[str]:
 
 def fingerprint(host_key: str) -> str:
     """`SHA256:…`, as ssh shows it."""
-    import base64
-    import hashlib
-
     with suppress(ValueError, IndexError):
         digest = hashlib.sha256(base64.b64decode(host_key.split()[1], validate=True)).digest()
         return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
