@@ -169,6 +169,12 @@ def _with_section(text: str, config: Config, subject: Subject, policy: str, vaul
     return text.rstrip("\n") + "\n\n" + "\n".join(lines) + "\n"
 
 
+def read_document(file: Path) -> tuple[str, TOMLDocument]:
+    """Its text, and what tomlkit makes of it. Raises ConfigError."""
+    text = _read(file)
+    return text, _document(text)
+
+
 def _document(text: str) -> TOMLDocument:
     import tomlkit
 

@@ -13,8 +13,6 @@ from orchestrator.cli.output import size
 from orchestrator.cli.run import FAILED, OK, Session
 
 if TYPE_CHECKING:
-    from tomlkit import TOMLDocument
-
     from workers.config import HypervisorConfig
     from workers.hosts.address import SshAddress
 
@@ -69,7 +67,7 @@ def add(
 
     The key of an SSH host is shown, to be compared with the host's own, and pinned.
     """
-    from orchestrator.config_edit import edit, section
+    from orchestrator.config_hosts import with_hypervisor
     from workers.contract.errors import NotFound, UsageError
 
     config, known = session.config, session.config.worker.hypervisors
@@ -85,19 +83,7 @@ def add(
     wanted = _wanted(uri, key_file, fingerprint)
     _connect(session, name, wanted)
 
-    def write(document: TOMLDocument) -> None:
-        from tomlkit import table
-
-        sections = section(document, "hypervisors")
-        entry = sections[name] if name in sections else table()
-        entry["uri"] = wanted.uri
-        if wanted.key_file is not None:
-            entry["key_file"] = str(wanted.key_file)
-        if wanted.host_key is not None:
-            entry["host_key"] = wanted.host_key
-        sections[name] = entry
-
-    edit(config.path, write)
+    with_hypervisor(config, name, wanted).write()
     session.out.record("hypervisor", {"name": name, **wanted.model_dump(mode="json")})
     session.out.say(f"{name} is in {config.path}")
     return OK
@@ -200,7 +186,7 @@ def remove(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
 ) -> int:
     """Take a hypervisor out of the configuration file. Its points stay, and can be restored elsewhere."""
-    from orchestrator.config_edit import edit, section
+    from orchestrator.config_hosts import without_hypervisor
     from workers.contract.errors import Busy, NotFound
 
     known = session.config.worker.hypervisors
@@ -209,15 +195,13 @@ def remove(
     running = [job.id for job in session.peek().jobs(active_only=True) if job.hypervisor == name]
     if running:
         raise Busy(f"jobs run on {name}: {', '.join(running)}", hint=f"stillframe job watch {running[0]}")
+    edit = without_hypervisor(session.config, name)
     if dry_run:
         session.out.say(f"would take {name} ({known[name].uri}) out of {session.config.path}")
         return OK
     session.confirm(f"Take {name} ({known[name].uri}) out of {session.config.path}?")
 
-    def take_out(document: TOMLDocument) -> None:
-        del section(document, "hypervisors")[name]
-
-    edit(session.config.path, take_out)
+    edit.write()
     session.out.record("removed", {"name": name})
     session.out.say(f"{name} is no longer in {session.config.path}; its points stay")
     return OK
