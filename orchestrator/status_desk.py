@@ -203,6 +203,11 @@ class StatusDesk:
             problem=look.problem if look else "",
         )
 
+    def leader(self, now: datetime) -> str:
+        """The controller that does what is due; empty: none does."""
+        with self._catalog.read() as session:
+            return _leader(session, now)
+
     # --- alerts ----------------------------------------------------------------------------------------------------
 
     def alerts(self, *, all: bool = False, limit: int = 100) -> list[AlertView]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import update
@@ -10,6 +11,8 @@ from sqlmodel import Session, col, select
 
 from orchestrator.alarms import Raise, Resolve, Severity, Verdict
 from orchestrator.catalog.schema import AlertRow, now
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Raise", "Resolve", "Severity", "Verdict"]
 
@@ -42,6 +45,7 @@ def raise_alert(
         return
     if severity.rank > Severity(row.severity).rank:
         row.told, row.acknowledged = None, ""
+        _write_down(key, severity, subject, text)
     count = row.count + (1 if event else 0)
     row.sqlmodel_update(
         {"severity": severity, "subject": subject, "text": text, "hint": hint, "last": now(), "count": count}
@@ -60,14 +64,23 @@ def _begun(session: Session, key: str, severity: Severity, subject: str, text: s
             session.add(row)
     except IntegrityError:
         return standing(session, key)
+    _write_down(key, severity, subject, text)
     return None
+
+
+def _write_down(key: str, severity: Severity, subject: str, text: str) -> None:
+    """In the log as well: it may be all that anybody looks at."""
+    log.warning("%s: %s", subject, text, extra={"alert": key, "severity": severity.value})
 
 
 def resolve_alert(session: Session, key: str, ending: str = "") -> bool:
     """What it told of has passed, by `ending`. False: no such alert stands."""
     statement = update(AlertRow).where(col(AlertRow.key) == key, col(AlertRow.resolved).is_(None))
     values = {"resolved": now(), "told": None, "ending": ending}
-    return session.connection().execute(statement.values(**values)).rowcount > 0
+    if not session.connection().execute(statement.values(**values)).rowcount:
+        return False
+    log.info("passed: %s", ending, extra={"alert": key})
+    return True
 
 
 def standing(session: Session, key: str) -> AlertRow | None:

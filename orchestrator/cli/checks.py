@@ -14,6 +14,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -64,7 +65,7 @@ def all_checks(session: Session) -> Iterator[Check]:
         return
     yield Check("OK", "configuration", str(config.path))
     yield from _catalog(session, config)
-    yield from _policies(config)
+    yield from _schedules(session, config)
     if not config.worker.vaults:
         yield Check("FAIL", "vault", "none is configured", f"add a [vaults.main] section to {config.path}")
     for name, vault in config.worker.vaults.items():
@@ -124,15 +125,24 @@ def _catalog(session: Session, config: Config) -> Iterator[Check]:
         yield Check("OK", "catalog", running)
 
 
-def _policies(config: Config) -> Iterator[Check]:
-    timed = [name for name, policy in config.policies.items() if policy.schedule or policy.cron or policy.retention]
-    if timed:
-        yield Check(
-            "WARN",
-            "schedules",
-            f"policy {', '.join(timed)}: this version reads and checks schedule and retention, and does not run them",
-            "run `stillframe backup run VM…` from cron until then",
-        )
+def _schedules(session: Session, config: Config) -> Iterator[Check]:
+    """Whether what is due is begun, and somebody told if it is not."""
+    used = {protect.policy for protect in config.protect.values()}
+    timed = sorted(name for name in used if config.policies[name].schedule or config.policies[name].cron)
+    if not timed:
+        return
+    try:
+        leader = session.peek().status.leader(datetime.now(UTC))
+    except (StillframeError, sqlite3.Error):
+        return  # the catalog has said so
+    if leader:
+        yield Check("OK", "schedules", f"run by controller {leader}")
+    else:
+        mend = "stillframe serve, for good by deploy/stillframe.service"
+        yield Check("WARN", "schedules", f"policy {', '.join(timed)}: nobody runs them", mend)
+    if config.notify.email is None and not config.notify.webhooks:
+        mend = "add a [notify.email] or [notify.webhooks.NAME] section, then `stillframe notify test`"
+        yield Check("WARN", "alerts", "nobody is told of them: they are in `stillframe status` only", mend)
 
 
 # --- vaults ----------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def list_jobs(
 
 def _row(view: JobView) -> tuple[str, ...]:
     result = view.error.message.partition("\n")[0] if view.error else f"point {view.point[:8]}" if view.point else ""
-    result = view.waits or result
+    result = view.waits or result or "; ".join(view.result.get("lines", []))
     took = duration((view.updated - view.created).total_seconds())
     return (view.id, view.kind, view.machine, view.state.value, moment(view.created), took, result)
 
@@ -61,6 +61,8 @@ def show_job(session: Session, job: JobRef) -> None:
         out.say(f"  {disk_line(progress)}")
     for event in view.events:
         out.say(f"  {moment(event.time)}  {event.kind:<16} {event.text}".rstrip())
+    for line in view.result.get("lines", []):
+        out.say(f"  {line}")
     if view.guest is not None and view.guest.log:
         out.say("  from the scripts in the guest:")
         for line in view.guest.log.splitlines():

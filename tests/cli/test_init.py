@@ -243,8 +243,13 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(configured: Cli) -> 
 
 def test_doctor_tells_of_schedules_that_do_not_run_and_of_a_bad_configuration(configured: Cli) -> None:
     text = configured.file.read_text()
-    configured.configure(text + '[policies.gold]\nschedule = "hourly"\n')
-    assert levels(configured.run("doctor", "--json"))["schedules"] == "WARN"
+    used = '[protect.all]\nmachines = ["*"]\npolicy = "gold"\n'
+    configured.configure(f'{text}[policies.gold]\nschedule = "hourly"\n{used}')
+    found = levels(configured.run("doctor", "--json"))
+    assert "schedules" not in found, "there is no catalog that could say so"
+    assert configured.run("init").code == 0
+    found = levels(configured.run("doctor", "--json"))
+    assert (found["schedules"], found["alerts"]) == ("WARN", "WARN")
     configured.configure(text + '[policies.gold]\nschedule = "now"\n')
     bad = configured.run("doctor", "--json")
     assert bad.code == 1

@@ -344,7 +344,7 @@ def lost(bench: Bench, of: Owner, *, heard: datetime | None) -> str:
 def test_what_a_killed_process_left_is_settled_and_comes_again(bench: Bench) -> None:
     bench.go.set()
     bench.jobs.turn(NOW)
-    job = lost(bench, dead(), heard=NOW + 100 * HOUR)
+    job = lost(bench, dead(), heard=NOW + timedelta(days=6))
     bench.jobs.turn(NOW + timedelta(days=6))
     settled = job_of(bench.catalog, job)
     assert (settled.state, settled.error and settled.error.code) == (JobState.FAILED, "WorkerLost")
