@@ -43,6 +43,7 @@ def apply(session: Session, file: File = None, dry_run: DryRun = False) -> None:
     if dry_run or not (plan.changes or edit):
         return
     session.confirm(f"Put that in force{f', and write it into {edit.file}' if edit else ''}?")
+    service.audit.note("policy.apply", str(edit.file if edit else session.config.path), f"{len(plan.changes)} machines")
     if edit is not None:
         edit.write()
     if edit is not None and service.schedules.leader():

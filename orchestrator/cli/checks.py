@@ -131,8 +131,10 @@ def _schedules(session: Session, config: Config) -> Iterator[Check]:
     timed = sorted(name for name in used if config.policies[name].schedule or config.policies[name].cron)
     if not timed:
         return
+    sqlite, _, file = config.catalog_url.partition("sqlite:///")
     try:
-        leader = session.peek().status.leader(datetime.now(UTC))
+        unmade = not sqlite and not Path(file).exists()  # looking must not make it
+        leader = "" if unmade else session.peek().status.leader(datetime.now(UTC))
     except (StillframeError, sqlite3.Error):
         return  # the catalog has said so
     if leader:

@@ -35,6 +35,7 @@ def protect(
     edit = config_edit.protect(session.config, _subject(session, machine), policy, vault)
     _show(session, machine, edit, dry_run=dry_run)
     if edit.diff and not dry_run:
+        session.service.audit.note("config.protect", machine.name, f"policy {policy}")
         edit.write()
     if dry_run:
         return
@@ -67,6 +68,8 @@ def unprotect(
         return
     whole = "" if keep_extension else f" and take the extension out of {machine.name}"
     session.confirm(f"Write that{whole}?" if edit.diff else f"Take the extension out of {machine.name}?")
+    if edit.diff:
+        session.service.audit.note("config.unprotect", machine.name)
     edit.write()
     if edit.diff:
         session.out.say(f"{machine.name} is no longer protected; its points stay")
