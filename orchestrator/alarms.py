@@ -46,9 +46,6 @@ class Topic(StrEnum):
     VAULT_DAMAGED = "vault-damaged"
     VAULT_UNVERIFIED = "vault-unverified"
     VAULT_AWAY = "vault-away"
-    HYPERVISOR_AWAY = "hypervisor-away"
-    WORKER_SILENT = "worker-silent"
-    CHORE_FAILED = "chore-failed"
     NOTIFY_FAILED = "notify-failed"
 
 
@@ -334,34 +331,7 @@ def vault_unverified(name: str, since: datetime | None, period: timedelta | None
     return Raise(key, Severity.WARNING, f"vault {name}", text, f"stillframe upkeep run verify {name}")
 
 
-# --- hosts, workers, targets -----------------------------------------------------------------------------------------
-
-
-def hypervisor_away(name: str, why: str) -> Raise:
-    key = f"{Topic.HYPERVISOR_AWAY} hypervisor:{name}"
-    return Raise(key, Severity.CRITICAL, f"hypervisor {name}", why, "stillframe doctor")
-
-
-def hypervisor_back(name: str) -> Resolve:
-    return Resolve(f"{Topic.HYPERVISOR_AWAY} hypervisor:{name}", "it answers again")
-
-
-def worker_silent(name: str, hypervisors: Collection[str], seen: datetime, now: datetime) -> Raise:
-    text = f"was last heard of {ago(now - seen)} ago; it serves {', '.join(hypervisors) or 'nothing'}"
-    key = f"{Topic.WORKER_SILENT} worker:{name}"
-    return Raise(key, Severity.CRITICAL, f"worker {name}", text, "systemctl status 'stillframe-worker@*'")
-
-
-def worker_back(name: str, ending: str = "it was heard of again") -> Resolve:
-    return Resolve(f"{Topic.WORKER_SILENT} worker:{name}", ending)
-
-
-def chore_failed(name: str, why: str) -> Raise:
-    return Raise(f"{Topic.CHORE_FAILED} chore:{name}", Severity.WARNING, "controller", f"{name}: {why}", event=True)
-
-
-def chore_well(name: str) -> Resolve:
-    return Resolve(f"{Topic.CHORE_FAILED} chore:{name}", "it works again")
+# --- ways of telling -------------------------------------------------------------------------------------------------
 
 
 def target_failing(target: str, why: str) -> Raise:

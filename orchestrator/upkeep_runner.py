@@ -49,7 +49,15 @@ class UpkeepRunner:
     """Thread-safe. `close` ends what runs; what waits stays queued, and is settled as any job of a process that is
     gone."""
 
-    def __init__(self, catalog: Catalog, controller: Callable[[], Controller], perform: Perform) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        controller: Callable[[], Controller],
+        perform: Perform,
+        *,
+        beat_seconds: float = BEAT_SECONDS,
+    ) -> None:
+        self._beat_seconds = beat_seconds
         self._catalog = catalog
         self._controller = controller
         self._perform = perform
@@ -93,7 +101,6 @@ class UpkeepRunner:
             if job.state is not JobState.WORKING:
                 return  # cancelled while it waited
             actor = SCHEDULE if row.section else row.asked_by
-            self._hear(job_id)
             stop = threading.Event()
             beat = threading.Thread(target=self._beat, args=(job_id, stop), name="upkeep-beat", daemon=True)
             beat.start()
@@ -116,7 +123,7 @@ class UpkeepRunner:
 
     def _beat(self, job_id: str, stop: threading.Event) -> None:
         """Signs of life, for controllers on other hosts."""
-        while not stop.wait(BEAT_SECONDS):
+        while not stop.wait(self._beat_seconds):
             with suppress(DBAPIError):  # a catalog that is away for a moment; for longer, the job is given up
                 self._hear(job_id)
 

@@ -83,6 +83,7 @@ def add(
     wanted = _wanted(uri, key_file, fingerprint)
     _connect(session, name, wanted)
 
+    session.peek().audit.note("hypervisor.add", name, wanted.uri)
     with_hypervisor(config, name, wanted).write()
     session.out.record("hypervisor", {"name": name, **wanted.model_dump(mode="json")})
     session.out.say(f"{name} is in {config.path}")
@@ -201,6 +202,7 @@ def remove(
         return OK
     session.confirm(f"Take {name} ({known[name].uri}) out of {session.config.path}?")
 
+    session.peek().audit.note("hypervisor.remove", name, known[name].uri)
     edit.write()
     session.out.record("removed", {"name": name})
     session.out.say(f"{name} is no longer in {session.config.path}; its points stay")

@@ -24,7 +24,7 @@ from orchestrator.jobs.upkeep import UpkeepJob
 from orchestrator.lock_desk import LockView
 from orchestrator.service import Service
 from orchestrator.upkeep_jobs import UpkeepJobs
-from orchestrator.upkeep_runner import Check, Done
+from orchestrator.upkeep_runner import Check, Done, UpkeepRunner
 from tests.controller.test_reconciler import dead
 from workers.contract.errors import Busy, Cancelled, NotFound, UsageError, VaultError
 
@@ -362,10 +362,26 @@ def test_what_another_host_does_is_given_up_when_it_is_silent(bench: Bench) -> N
 
 
 def test_signs_of_life_while_it_runs(bench: Bench) -> None:
-    job = bench.jobs.start("sweep", None)
-    assert bench.began.wait(10)
-    with bench.catalog.read() as session:
-        assert session.get_one(JobRow, job).heard is not None
+    def heard() -> datetime | None:
+        with bench.catalog.read() as session:
+            return session.get_one(JobRow, "alive").heard
+
+    def perform(_job: UpkeepJob, _check: Check) -> Done:
+        first, waited = heard(), threading.Event()
+        for _ in range(1000):
+            if heard() != first:
+                return Done(lines=["it was heard of meanwhile"])
+            waited.wait(0.01)
+        return Done(lines=["silence"])
+
+    job = UpkeepJob(id="alive", what="sweep", vault="main")
+    with bench.catalog.write() as session:
+        add_job(session, job, owner.this_process(), machine=("", "sweep of vault main"), lock="upkeep:sweep:main")
+    onlooker = bench.service.engine.onlooker(owner.this_process())
+    runner = UpkeepRunner(bench.catalog, lambda: onlooker, perform, beat_seconds=0.02)
+    runner.submit("alive")
+    assert bench.wait("alive").lines == ["it was heard of meanwhile"]
+    runner.close()
 
 
 def test_what_is_done_when(bench: Bench) -> None:
