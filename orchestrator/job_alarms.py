@@ -12,6 +12,7 @@ from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.docs import AnyJob
 from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.jobs.upkeep import UpkeepJob
+from workers.logs import about
 
 POINTS = 10
 """So many of its last points say what a machine's points are usually worth."""
@@ -22,7 +23,8 @@ _ROWS = 10
 def tell(session: Session, row: JobRow, before: AnyJob, after: AnyJob) -> None:
     """Raise and resolve what follows, if the job has just ended; `row` as it was read."""
     if after.state in TERMINAL and before.state not in TERMINAL:
-        apply(session, job_ended(after, _known(session, row, after)))
+        with about(job=after.id):
+            apply(session, job_ended(after, _known(session, row, after)))
 
 
 def _known(session: Session, row: JobRow, job: AnyJob) -> Before:

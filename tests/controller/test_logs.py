@@ -63,8 +63,10 @@ def test_a_job_that_fails_is_a_warning_with_the_reason(bench: Bench) -> None:
     add_backup(bench.catalog, "one")
     bench.controller.start("one")
     bench.run(perform)
-    [warning] = [line for line in lines(stream) if line["level"] == "warning"]
+    alert, warning = [line for line in lines(stream) if line["level"] == "warning"]
     assert (warning["event"], warning["job"]) == ("failed: it did not work", "one")
+    assert (alert["event"], alert["job"], alert["severity"]) == ("web: it did not work", "one", "warning")
+    assert {line["job"] for line in lines(stream)} == {"one"}
 
 
 def test_what_is_said_of_a_context_is_on_its_lines_and_on_those_of_its_threads() -> None:
