@@ -82,7 +82,11 @@ def _libvirt_over_ssh(wanted: Wanted) -> Hypervisor:
 
     remote = remote_libvirt(wanted.uri)
     socket = Path(remote.socket) if remote.socket else None
-    wire = SocketWire(wanted.host, f"{remote.ssh.typed} systemctl start libvirtd", socket)
+    wire = SocketWire(
+        wanted.host,
+        f"{remote.ssh.typed} systemctl start libvirtd; its sshd must allow AllowStreamLocalForwarding",
+        socket,
+    )
     return LibvirtHypervisor(wire, name=wanted.name, host=wanted.host, runtime_dir=wanted.runtime_dir)
 
 

@@ -25,7 +25,7 @@ from workers.contract.errors import (
     TargetExists,
 )
 
-START_LIBVIRT = "start it: systemctl start libvirtd"
+LOST = "stillframe hypervisor check"
 _DISK = re.compile(r"(?:disk|backing chain of) '([^']+)'")
 _BITMAP = re.compile(
     r"bitmap\b.*\b(?:not found|missing|broken|inconsistent)|(?:missing|broken|inconsistent)\b.*\bbitmap"
@@ -66,7 +66,7 @@ def translate(error: libvirt.libvirtError, doing: str) -> StillframeError:
     message = f"{doing}: {words}"
     kind = code(error)
     if lost_connection(error):
-        return HypervisorUnreachable(message, hint=START_LIBVIRT)
+        return HypervisorUnreachable(message, hint=LOST)
     if kind in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_NO_STORAGE_POOL):
         return NotFound(message)
     if unusable_bitmap(error):
