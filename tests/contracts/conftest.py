@@ -18,6 +18,7 @@ import libvirt_qemu
 import nbd
 import pytest
 
+from orchestrator.demo.host import connect
 from tests.contracts.qmp_blank import QmpFactory
 from tests.hosts.host import Host as Lab
 from tests.hosts.remote import config_of, ssh_host
@@ -194,7 +195,7 @@ def over_ssh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     lab: Lab = request.getfixturevalue("lab")
     with ssh_host(lab, tmp_path_factory.mktemp("run")) as host:
         wire = SocketWire(host, "")
-        connection = libvirt.open(wire.dial())
+        connection = connect(wire.dial())
         yield Room(host, connection, config_of(lab).uri)
         connection.close()
         wire.close()

@@ -144,6 +144,7 @@ class SshLink:
                 argv = [*self._base(), *master, "--", self.login.address.host, "exec /bin/sh"]
                 try:
                     self._master = Shell(argv, timeout=3 * CONNECT_SECONDS)
+                    self._idle.append(self._master)  # the connection's own shell serves as well as any
                 except Gone as gone:
                     raise refusal(self.login, gone.words) from None
                 except FileNotFoundError:
@@ -176,7 +177,7 @@ class SshLink:
                 with self._lock:
                     if shell.alive and shell.ready and self._master is not None and self._master.alive:
                         self._idle.append(shell)
-                    else:
+                    elif shell is not self._master:  # others work over that one: it stays, unused
                         shell.close()
 
     def _free_shell(self) -> Shell:
@@ -186,7 +187,8 @@ class SshLink:
                 shell = self._idle.pop()
                 if shell.alive:
                     return shell
-                shell.close()
+                if shell is not self._master:
+                    shell.close()
         try:
             return Shell([*self._over_master(), "exec /bin/sh"], timeout=3 * CONNECT_SECONDS)
         except Gone as gone:

@@ -32,7 +32,7 @@ class Gone(Exception):
 
 
 class TooSlow(Exception):
-    """No answer in time; the shell is of no more use."""
+    """No answer in time; the shell is in the middle of something, and of no more use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,6 @@ class Shell:
             while not all(_ended(got[stream], wanted[stream]) for stream in got):
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    self.close()
                     raise TooSlow
                 for key, _ in selector.select(left):
                     if key.fileobj is process.stdin:
