@@ -42,11 +42,6 @@ def _closest(word: str, known: Iterable[str]) -> str:
     return f"there are: {', '.join(names[:10])}" if names else "stillframe vm list"
 
 
-def points_of_machine(session: Session, wanted: str) -> Sequence[PointRow]:
-    """Oldest first; empty if no machine of that name was ever seen."""
-    return points_of(session, machines_named(session, wanted))
-
-
 def point_named(session: Session, ref: str) -> PointRow:
     """By id or unique beginning of one, `VM@latest`, or `VM@<ISO moment>`: the newest at or before it (local time if
     no zone is given). A deleted one only by its id. Raises NotFound, UsageError."""

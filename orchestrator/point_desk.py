@@ -20,6 +20,7 @@ from orchestrator.actor import whoami
 from orchestrator.catalog.jobs import jobs_using
 from orchestrator.catalog.points import (
     document,
+    listed_points,
     machines_named,
     mark_deleted,
     mark_pinned,
@@ -59,15 +60,17 @@ class PointDesk(Desk):
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
-    def points(self, machine: str | None = None, *, live: bool = True, deleted: bool = False) -> list[PointView]:
-        """Newest last: those that are not deleted, those that are, or both. Raises NotFound for a machine that neither
-        the catalog nor a hypervisor knows."""
+    def points(
+        self, machine: str | None = None, *, live: bool = True, deleted: bool = False, limit: int | None = None
+    ) -> list[PointView]:
+        """Newest last: those that are not deleted, those that are, or both; all, or the newest `limit`. Raises NotFound
+        for a machine that neither the catalog nor a hypervisor knows."""
         with self._catalog.read() as session:
-            known = machine is None or machines_named(session, machine)
-            rows = points_of(session) if machine is None else find.points_of_machine(session, machine)
+            known = None if machine is None else machines_named(session, machine)
+            rows = listed_points(session, known, live=live, deleted=deleted, limit=limit)
         if machine is not None and not known:
             self._find_machine(machine)
-        return [point_view(row) for row in rows if (deleted if row.deleted_until else live)]
+        return [point_view(row) for row in rows]
 
     def point(self, ref: str) -> PointView:
         """By id or unique beginning of one, `VM@latest`, or `VM@2026-11-22T02:00` (the newest until then)."""

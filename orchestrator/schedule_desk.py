@@ -7,6 +7,7 @@ made in the transaction that notes its moment as handled, guarded by what was re
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -48,10 +49,12 @@ from workers.contract.errors import Busy, NotFound, UsageError
 from workers.contract.machines import MachineRef
 
 TICK_SECONDS = 10.0
-TOGETHER = 50
+TOGETHER = 25
 """Jobs that are made in one transaction: others want to write too."""
-AT_MOST = 500
-"""Jobs that are made in one tick; the rest in the next, in their order."""
+AT_MOST = 100
+"""Jobs that are made in one tick, which others wait for too; the rest in the next, in their order."""
+_SHARE = 20
+"""News bring a tick forward, but not so often that it takes more than this part of the time."""
 _FRESH = timedelta(hours=6)
 """For how long the moments of a policy are kept before they are computed anew."""
 
@@ -98,6 +101,7 @@ class ScheduleDesk:
         self._since = since
         self._timetables: dict[str, tuple[datetime, Timetable]] = {}
         self._told: set[tuple[str, str, datetime]] = set()
+        self._rests_until = 0.0
         self._reading = RLock()  # timetables learn while they are asked
 
     def chores(self) -> list[Chore]:
@@ -154,7 +158,10 @@ class ScheduleDesk:
     # --- what is due -----------------------------------------------------------------------------------------------
 
     def _turn(self, now: datetime) -> None:
-        self.tick(now)
+        started = time.monotonic()
+        if started >= self._rests_until:
+            self.tick(now)
+            self._rests_until = time.monotonic() + (time.monotonic() - started) * _SHARE
 
     def tick(self, now: datetime) -> list[str]:
         """Begin what is due and leave out what cannot be begun; the ids of the jobs that were made."""

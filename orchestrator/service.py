@@ -16,7 +16,6 @@ from orchestrator.audit import Act, Journal, audited
 from orchestrator.catalog import owner
 from orchestrator.catalog.fleet import NOTHING_KNOWN, known_machines, newest_points
 from orchestrator.catalog.jobs import events_of, find_job, load_job, owner_of, recent_jobs, unsettled
-from orchestrator.catalog.points import tags_of
 from orchestrator.catalog.store import Catalog
 from orchestrator.chores import Chore
 from orchestrator.config import Config
@@ -257,33 +256,28 @@ class Service:
         """All machines of one or all hypervisors, and who did not answer. `ask`: the hypervisors; None: where that is
         quick."""
         found, look = self.machine_desk.listed(hypervisor, ask=ask)
-        views = []
-        for one, view in zip(found, self._machine_views([one.summary for one in found]), strict=True):
-            stale = one.problem or look.silent.get(view.hypervisor)
-            views.append(view.model_copy(update={"as_of": one.as_of, "stale": bool(stale)}))
-        return MachinesView(machines=views, silent=look.silent)
+        stale = [bool(one.problem or look.silent.get(one.summary.machine.hypervisor)) for one in found]
+        told = [(one.summary, one.as_of, old) for one, old in zip(found, stale, strict=True)]
+        return MachinesView(machines=self._machine_views(told), silent=look.silent)
 
     def machine(self, wanted: str) -> MachineView:
         """By UUID, name, or `hypervisor/name`. Raises NotFound, UsageError, HypervisorUnreachable."""
-        return self._machine_views([self._summary(wanted)])[0]
+        return self._machine_views([(self._summary(wanted), None, False)])[0]
 
-    def sections_of(self, machine: MachineView) -> list[str]:
-        """Names of all `[protect.*]` sections that cover it."""
-        with self._catalog.read() as session:
-            tags = tags_of(session, machine.uuid)
-        return self._config.protections(machine.hypervisor, machine.name, tags)
-
-    def _machine_views(self, summaries: Sequence[MachineSummary]) -> list[MachineView]:
-        uuids = [summary.machine.uuid for summary in summaries]
+    def _machine_views(self, found: Sequence[tuple[MachineSummary, datetime | None, bool]]) -> list[MachineView]:
+        """Of machines, each with when it was listed, and whether its hypervisor did not answer since."""
+        uuids = [summary.machine.uuid for summary, _, _ in found]
         with self._catalog.read() as session:
             last, known = newest_points(session, uuids), known_machines(session, uuids)
         views = []
-        for summary in summaries:
+        for summary, as_of, stale in found:
             machine = summary.machine
             seen = known.get(machine.uuid, NOTHING_KNOWN)
-            section = self._config.protected_by(machine.hypervisor, machine.name, seen.tags)
-            protected, extension = section is not None, seen.extension
-            views.append(machine_view(summary, last.get(machine.uuid), protected=protected, extension=extension))
+            covered = self._config.protected_by(machine.hypervisor, machine.name, seen.tags) is not None
+            newest, extension = last.get(machine.uuid), seen.extension
+            views.append(
+                machine_view(summary, newest, protected=covered, extension=extension, as_of=as_of, stale=stale)
+            )
         return views
 
     def _summary(self, wanted: str, *, disks: bool = True) -> MachineSummary:

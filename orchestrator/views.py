@@ -198,7 +198,13 @@ class InstalledView(Value):
 
 
 def machine_view(
-    summary: MachineSummary, last: Newest | None, *, protected: bool, extension: ExtensionState | None = None
+    summary: MachineSummary,
+    last: Newest | None,
+    *,
+    protected: bool,
+    extension: ExtensionState | None = None,
+    as_of: datetime | None = None,
+    stale: bool = False,
 ) -> MachineView:
     return MachineView(
         name=summary.machine.name,
@@ -219,6 +225,8 @@ def machine_view(
         protected=protected,
         extension=extension,
         tags=summary.tags,
+        as_of=as_of,
+        stale=stale,
     )
 
 

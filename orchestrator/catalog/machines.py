@@ -221,15 +221,18 @@ def doubtful(session: Session) -> Sequence[MachineRow]:
 def sightings(session: Session, hypervisor: str | None = None) -> list[Sighting]:
     """Machines that are there, by name, as they were last listed: each where it is, one in doubt everywhere."""
     hosts = hypervisors(session)
-    rows = {row.uuid: row for row in session.exec(select(MachineRow).where(col(MachineRow.gone).is_(None))).all()}
+    there = select(MachineRow.uuid, MachineRow.hypervisor, MachineRow.doubt).where(col(MachineRow.gone).is_(None))
+    rows = {uuid: (where, doubt) for uuid, where, doubt in session.exec(there)}
     found = []
-    query = select(SightingRow)
-    for sighting in session.exec(query if hypervisor is None else query.where(SightingRow.hypervisor == hypervisor)):
-        row = rows.get(sighting.uuid)
-        if row is None or not (row.doubt or row.hypervisor == sighting.hypervisor):
+    query = select(SightingRow.hypervisor, SightingRow.uuid, SightingRow.doc)
+    if hypervisor is not None:
+        query = query.where(SightingRow.hypervisor == hypervisor)
+    for name, uuid, doc in session.exec(query):
+        where, doubt = rows.get(uuid, ("", ""))
+        if not (doubt or where == name):
             continue
-        host = hosts.get(sighting.hypervisor)
-        summary = MachineSummary.model_validate_json(sighting.doc)
+        host = hosts.get(name)
+        summary = MachineSummary.model_validate_json(doc)
         found.append(Sighting(summary, host.listed if host else None, host.problem if host else ""))
     return sorted(found, key=lambda one: (one.summary.machine.name, one.summary.machine.hypervisor))
 

@@ -73,6 +73,19 @@ def points_of(
     return session.exec(query).all()
 
 
+def listed_points(
+    session: Session, machines: Collection[str] | None = None, *, live: bool, deleted: bool, limit: int | None
+) -> Sequence[PointRow]:
+    """Oldest first: those that are not deleted, those that are, or both; the newest `limit` of them, if that is
+    given."""
+    query = select(PointRow).order_by(col(PointRow.time).desc(), col(PointRow.id).desc())
+    if machines is not None:
+        query = query.where(col(PointRow.machine_uuid).in_(machines))
+    if not (live and deleted):
+        query = query.where(col(PointRow.deleted_until).is_(None) if live else col(PointRow.deleted_until).is_not(None))
+    return session.exec(query.limit(limit)).all()[::-1]
+
+
 def has_points(session: Session, machine_uuid: str, vault: str) -> bool:
     found = select(PointRow.id).where(PointRow.machine_uuid == machine_uuid, PointRow.vault == vault)
     return session.exec(found.limit(1)).first() is not None

@@ -22,15 +22,27 @@ PointRef = Annotated[
 ]
 
 
+SCREEN = 200
+"""Points that a screen shows, if nobody asks for more."""
+
+
 @command(app, "list")
 def list_points(
     session: Session,
     vm: Annotated[str | None, typer.Argument(metavar="VM", help="Only this machine's.")] = None,
     deleted: Annotated[bool, typer.Option("--deleted", help="Those that are deleted, instead.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Those that are deleted, too.")] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="The newest N (default: 200 on a screen, all with --json)."),
+    ] = None,
 ) -> None:
     """List points, newest last."""
-    points = session.service.point_desk.points(vm, live=every or not deleted, deleted=every or deleted)
+    most = limit or (None if session.out.as_json else SCREEN)
+    desk = session.service.point_desk
+    points = desk.points(vm, live=every or not deleted, deleted=every or deleted, limit=most and most + 1)
+    more = most is not None and len(points) > most
+    points = points[1:] if more else points
     for point in points:
         session.out.record("point", point.model_dump(mode="json"))
     if not points:
@@ -42,6 +54,8 @@ def list_points(
         [_row(point) for point in points],
         right=("frozen", "read", "new", "stored"),
     )
+    if more and not limit:
+        session.out.note(f"the newest {most}; name a machine, or --limit N for more")
     for point in points:
         if point.damaged:
             session.out.note(f"damaged: {point.id[:8]}: {point.damaged}")
