@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from workers.contract.errors import CheckpointUnusable, DiskError, NoSpace, Yielded
+from workers.contract.errors import CheckpointUnusable, DiskError, HypervisorError, NoSpace, Yielded
 from workers.contract.hosts import Host
 from workers.contract.machines import Disk, Inventory, Power
 from workers.contract.messages import BaseRefused, DiskPlan, ExportInfo, SnapshotInfo, SnapshotTaken, sf_name
@@ -24,6 +24,8 @@ from workers.hosts.local import LOCAL
 from workers.quiesce import SCRIPTS_SECONDS, WATCHDOG_SECONDS, Guest, Notes, make_point
 
 _FROZEN, _HELD = ".frozen", ".held"
+
+DANGER_HINT = "give that disk no I/O thread, or the machine a newer QEMU; or leave the disk out: --exclude DISK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,14 @@ def require_space(places: Places) -> None:
 # --- a running machine -----------------------------------------------------------------------------------------
 
 
+def _require_harmless(found: Inventory, plans: list[DiskPlan]) -> None:
+    """Before anything is frozen."""
+    planned = {plan.target for plan in plans}
+    for disk in found.disks:
+        if disk.target in planned and disk.danger:
+            raise HypervisorError(f"{found.machine.name}: {disk.target}: {disk.danger}", hint=DANGER_HINT)
+
+
 def take_online(
     hypervisor: Hypervisor,
     guest: Guest,
@@ -73,7 +83,9 @@ def take_online(
     places: Places,
     options: dict[str, str] | None = None,
 ) -> SnapshotTaken | BaseRefused:
-    """One point in time across all planned disks of a machine that runs."""
+    """One point in time across all planned disks of a machine that runs. Raises HypervisorError where that would harm
+    the machine."""
+    _require_harmless(found, plans)
     disks = {disk.target: disk for disk in found.disks}
     scratch = _make_scratch(job, plans, disks, places)
     request = BackupRequest(

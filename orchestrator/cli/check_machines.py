@@ -130,6 +130,10 @@ def _machine(hypervisor: Hypervisor, inventory: Inventory) -> Iterator[Check]:
 
 
 def _disk(disk: Disk, host: Host) -> list[tuple[str, str]]:
+    if disk.danger:
+        from workers.snapshot import DANGER_HINT
+
+        return [(f"{disk.target} cannot be backed up while it runs: {disk.danger}", DANGER_HINT)]
     if not disk.tracks_changes:
         mend = f"qemu-img convert -O qcow2 {disk.source} …, for incremental backups"
         return [(f"{disk.target} is {disk.format}: changes are not tracked, every backup reads all of it", mend)]

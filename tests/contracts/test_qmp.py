@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
+import nbd
 import pytest
 
 from tests.contracts.conftest import MIB, connected, dirty_ranges, make_image
@@ -235,6 +236,30 @@ class TestDisks:
         assert [node["node-name"] for node in nodes if node["node-name"].startswith("sf-")] == []
         begun = hypervisor.begin_backup(machine.uuid, machine.request("two", "sf-base"))
         assert [dirty_ranges(export) for export in begun.exports] == [[], []]
+
+    def test_what_is_said_of_io_threads_is_true(
+        self, hypervisor: Hypervisor, blank: QmpFactory, guest_folder: Path
+    ) -> None:
+        """The danger is told of a disk just where the backup of such a disk kills its machine."""
+        image = make_image(guest_folder / f"threaded-{os.getpid()}.qcow2")
+        extra = ["-object", "iothread,id=t0", "-drive", f"file={image},if=none,id=two,format=qcow2"]
+        extra += ["-device", "virtio-blk-pci,drive=two,id=vdt,iothread=t0"]
+        machine = blank({"vda": "qcow2"}, extra=extra)
+        disks = {disk.target: disk for disk in hypervisor.inventory(machine.uuid).disks}
+        assert disks["vda"].danger == ""
+        machine.disks, machine.sizes = {"vdt": image}, {"vdt": 16 * MIB}
+        machine.ask("cont")  # the thread takes the disk when the firmware has looked at it
+        begun = hypervisor.begin_backup(machine.uuid, machine.request("one"))
+        assert machine.process is not None
+        for _ in range(50):
+            with suppress(nbd.Error), connected(begun.exports[0]):
+                pass
+            with suppress(subprocess.TimeoutExpired):
+                machine.process.wait(0.1)
+                break
+        died = machine.process.poll() is not None
+        assert died == ("crashes" in disks["vdt"].danger), disks["vdt"]
+        assert died or disks["vdt"].danger == ""
 
     def test_a_machine_that_ends_meanwhile(self, hypervisor: Hypervisor, blank: QmpFactory) -> None:
         """Its new checkpoint is in the image already; it goes, and the base stays."""

@@ -175,6 +175,19 @@ def test_what_qemu_does_meanwhile(bare_place: Place, blank: QmpFactory) -> None:
     compare(place, machine, "vda")
 
 
+def test_what_would_kill_the_machine_is_refused(bare_place: Place, blank: QmpFactory, guest_folder: Path) -> None:
+    place, image = bare_place, guest_folder / "threaded.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "16M"], check=True)
+    extra = ["-object", "iothread,id=t0", "-drive", f"file={image},if=none,id=two,format=qcow2"]
+    machine = blank({"vda": "qcow2"}, extra=[*extra, "-device", "virtio-blk-pci,drive=two,id=vdt,iothread=t0"])
+    if "I/O thread" not in place.run("doctor").out:
+        return  # this QEMU survives it
+    ran = place.run("backup", "run", machine.name)
+    assert (ran.code, "I/O thread" in ran.out) == (1, True)
+    assert machine.checkpoints() == strays(place) == []
+    assert place.backed_up(machine.name, "--exclude", "vdt")["not_included"][0]["target"] in ("hda", "vdt")
+
+
 def test_a_machine_is_replaced_by_its_point(bare_place: Place, blank: QmpFactory) -> None:
     place, machine = bare_place, blank({"vda": "qcow2"})
     machine.write("vda", 0, MIB)

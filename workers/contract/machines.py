@@ -57,6 +57,8 @@ class Disk(Value):
     refused: bool = False
     """Excluded, and a point without it would not be what its owner takes it for: who wants one has to name the disk as
     left out."""
+    danger: str = ""
+    """Why reading it while the machine runs would harm the machine; empty: nothing is known."""
     bitmap: BitmapState | None = None
     """State of the asked base on this disk; None if none was asked for."""
     bitmap_detail: str = ""

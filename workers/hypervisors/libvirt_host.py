@@ -24,7 +24,7 @@ from workers.contract.hosts import Host
 from workers.contract.machines import Disk, Inventory, Leftovers, MachineRef, MachineSummary, Power
 from workers.contract.seams import BackupRequest, Begun, Features, NewMachine
 from workers.hosts.local import LOCAL
-from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, host_files, pools, tags
+from workers.hypervisors import backup_xml, checkpoints, domain_xml, errors, host_files, iothreads, pools, tags
 from workers.hypervisors.disk_facts import DiskFacts
 from workers.hypervisors.wires import Wire
 
@@ -115,6 +115,8 @@ class LibvirtHypervisor:
                     else disk
                     for disk in disks
                 ]
+            if power is not Power.OFF:
+                disks = iothreads.marked(self.host, disks, *iothreads.of_definition(live))
             definition = domain.XMLDesc(_FULL_XML)
             return Inventory(
                 machine=self._ref(domain),
@@ -260,10 +262,8 @@ class LibvirtHypervisor:
     # --- machines ----------------------------------------------------------------------------------------------
 
     def redefined(self, definition: str, new: NewMachine) -> str:
-        name, uuid, nvram, fresh = new.name, new.uuid, new.nvram_path, new.fresh_macs
-        return domain_xml.restored(
-            definition, name=name, uuid=uuid, disks=new.disks, nvram_path=nvram, fresh_macs=fresh
-        )
+        name, uuid, path, macs = new.name, new.uuid, new.nvram_path, new.fresh_macs
+        return domain_xml.restored(definition, name=name, uuid=uuid, disks=new.disks, nvram_path=path, fresh_macs=macs)
 
     def define(self, definition: str, nvram: bytes | None, *, start: bool) -> str:
         """Define a machine, or define it anew if its UUID is known. TargetExists if its name is another's."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from workers.contract.errors import HypervisorError, StillframeError
@@ -48,6 +48,8 @@ class Drive:
     named: str = ""
     """QEMU's word for its image."""
     read_only: bool = False
+    iothread: bool = False
+    """QEMU serves it on a thread of its own."""
     firmware: bool = False
     """It is the machine's firmware or its variables, and no disk."""
 
@@ -113,7 +115,15 @@ def _drive(
         address=address(monitor, device) if device else "",
         refused=bool(inserted.get("encrypted")) or driver == "luks",
     )
-    drive = Drive(bare, str(node.get("node-name", "")), _bitmaps(node), named, read_only, is_firmware(block))
+    drive = Drive(
+        bare,
+        str(node.get("node-name", "")),
+        _bitmaps(node),
+        named,
+        read_only,
+        iothread=_has_thread(monitor, device),
+        firmware=is_firmware(block),
+    )
     if bare.excluded:
         return drive
     size = int(inserted.get("image", {}).get("virtual-size", 0))
@@ -123,7 +133,7 @@ def _drive(
         if not lenient:
             raise HypervisorError(f"{target}: {error}", hint=error.hint) from None
         disk = bare.model_copy(update={"excluded": f"its image cannot be read: {error}"})
-    return Drive(disk, drive.node, drive.bitmaps, named, read_only)
+    return replace(drive, disk=disk)
 
 
 def _with_facts(disk: Disk, path: Path, size: int) -> Disk:
@@ -144,7 +154,8 @@ def _image_node(nodes: Sequence[Json], inserted: Json) -> Json:
     if inserted.get("drv") not in _FILTERS:
         name = inserted.get("node-name")
         return next((node for node in nodes if node.get("node-name") == name), inserted)
-    same = [node for node in nodes if node.get("file") == inserted.get("file") and node.get("drv") not in _FILTERS]
+    wanted = _file_of(str(inserted.get("file", "")))
+    same = [node for node in nodes if node.get("file") == wanted and node.get("drv") not in _FILTERS]
     formats = [node for node in same if node.get("drv") not in _PROTOCOLS]
     return (formats or same or [inserted])[0]
 
@@ -240,6 +251,16 @@ def _property(monitor: Monitor, path: str, name: str) -> object:
         return monitor.ask("qom-get", {"path": path, "property": name})
     except Refused:
         return None
+
+
+def _has_thread(monitor: Monitor, device: str) -> bool:
+    """Its own (virtio-blk), or that of its controller (SCSI)."""
+    if not device:
+        return False
+    own = device.removesuffix("/virtio-backend")
+    bus = str(_property(monitor, own, "parent_bus") or "")
+    controller = bus.rpartition("/")[0].removesuffix("/virtio-backend")
+    return any(_property(monitor, place, "iothread") for place in (own, controller) if place)
 
 
 def address(monitor: Monitor, device: str) -> str:

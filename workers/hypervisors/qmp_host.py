@@ -32,7 +32,7 @@ from workers.contract.hosts import Host
 from workers.contract.machines import Disk, Inventory, Leftovers, MachineRef, MachineSummary, Power
 from workers.contract.seams import BackupRequest, Begun, Export, Features, NewMachine
 from workers.hosts.local import LOCAL
-from workers.hypervisors import host_files, qemu_process, qmp_backup, qmp_define, qmp_definition
+from workers.hypervisors import host_files, iothreads, qemu_process, qmp_backup, qmp_define, qmp_definition
 from workers.hypervisors.backup_xml import PREFIX, require_ours
 from workers.hypervisors.qemu_process import Process
 from workers.hypervisors.qmp_agent import Agents, is_connected
@@ -191,10 +191,12 @@ class QmpHypervisor:
             listed = [drive for drive in everything if not drive.firmware]
             definition = _described(found, process, everything)
             self._remember(uuid, listed)
+            disks = [_judged(drive, base) for drive in listed]
+            threaded = [drive.disk.target for drive in listed if drive.iothread]
             return Inventory(
                 machine=MachineRef(hypervisor=self._name, uuid=uuid, name=found.name),
                 power=_power(monitor),
-                disks=[_judged(drive, base) for drive in listed],
+                disks=iothreads.marked(LOCAL, disks, process.program if process else "", threaded),
                 definition=definition.model_dump_json(),
                 nvram_path=definition.nvram.names[-1] if definition.nvram else None,
                 agent=is_connected(monitor),
