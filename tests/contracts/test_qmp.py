@@ -147,8 +147,9 @@ class TestDisks:
             *("-device", "virtio-blk-pci,drive=two,id=vdc,share-rw=on,addr=0x10"),
             *("-drive", f"file={images['cd']},if=none,media=cdrom,id=cd0", "-device", "ide-cd,drive=cd0,bus=ide.1"),
             *("-blockdev", f"driver=file,filename={old},node-name=old-file"),
-            *("-blockdev", "driver=qcow2,file=old-file,node-name=old"),
-            *("-device", "virtio-scsi-pci,id=scsi0,addr=0x11", "-device", "scsi-hd,drive=old,bus=scsi0.0,lun=3"),
+            *("-blockdev", "driver=qcow2,file=old-file,node-name=old", "-object", "throttle-group,id=g0"),
+            *("-blockdev", "driver=throttle,throttle-group=g0,file=old,node-name=slow"),
+            *("-device", "virtio-scsi-pci,id=scsi0,addr=0x11", "-device", "scsi-hd,drive=slow,bus=scsi0.0,lun=3"),
             *("-drive", f"file={images['scsi']},if=none,id=thrown,snapshot=on,format=raw"),
             *("-device", "scsi-hd,drive=thrown,id=thrown0,bus=scsi0.0,lun=4"),
         ]
@@ -161,12 +162,12 @@ class TestDisks:
             "cd0": "CD-ROM",
             "virtio0": "read-only",
             "vdc": "shared between machines",
-            "old": "",
+            "slow": "",
             "thrown0": "transient",
         }
         assert [target for target, disk in disks.items() if disk.tracks_changes] == ["vda"]
-        assert disks["old"].source == str(old)
-        assert disks["old"].address == "pci:0000:00:11.0/0:0:3"
+        assert (disks["slow"].source, disks["slow"].format) == (str(old), "qcow2")
+        assert disks["slow"].address == "pci:0000:00:11.0/0:0:3"
         assert disks["vdc"].address == "pci:0000:00:10.0"
 
     def test_a_lost_image_is_an_error_for_a_backup_and_a_line_in_a_list(
