@@ -136,7 +136,7 @@ def _backup_ended(job: BackupJob, before: Before) -> list[Verdict]:
             return []  # it failed before, and was told then: only its release was tried again
         message = job.error.message if job.error else "for a reason that is not known"
         count = before.failures + 1
-        text = f"{message} ({count} times in a row)" if count > 1 else message
+        text = f"its backup failed{f' {count} times in a row' if count > 1 else ''}: {message}"
         severity = Severity.CRITICAL if count >= FAILURES_CRITICAL else Severity.WARNING
         hint = (job.error.hint if job.error else "") or f"stillframe job show {job.id}"
         return [Raise(failed, severity, name, text, hint, event=True)]
@@ -202,7 +202,7 @@ def _upkeep_ended(job: UpkeepJob, before: Before) -> list[Verdict]:
     if job.state is JobState.FAILED and job.error is not None:
         count = before.failures + 1
         severity = Severity.CRITICAL if count >= FAILURES_CRITICAL else Severity.WARNING
-        text = f"{job.what}: {job.error.message}" + (f" ({count} times in a row)" if count > 1 else "")
+        text = f"its {job.what} failed{f' {count} times in a row' if count > 1 else ''}: {job.error.message}"
         hint = job.error.hint or f"stillframe job show {job.id}"
         return [Raise(key, severity, f"vault {job.vault}", text, hint, event=True)]
     if job.state is JobState.SUCCEEDED and key in before.standing:

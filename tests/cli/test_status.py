@@ -11,7 +11,7 @@ import pytest
 from orchestrator.alarms import Severity, Topic, of_machine
 from orchestrator.catalog.alerts import raise_alert
 from orchestrator.catalog.points import put_point, see_machine
-from orchestrator.catalog.schema import JobRow, LeaseRow, VaultLookRow, WorkerRow
+from orchestrator.catalog.schema import JobRow, LeaseRow, MachineRow, VaultLookRow, WorkerRow
 from orchestrator.catalog.store import Catalog
 from orchestrator.cli.main import run
 from tests.cli.conftest import Cli, Ran, write_configuration
@@ -40,6 +40,7 @@ def fill(catalog: Catalog, machines: int, *, name: str = "web-{}", failing: int 
         for number in range(machines):
             machine = MachineRef(hypervisor="lab1", uuid=uuid(number), name=name.format(number))
             see_machine(session, machine)
+            session.get_one(MachineRow, machine.uuid).power = "running"
             changes = {"id": f"{number:032x}", "machine": machine, "time": now - timedelta(hours=age)}
             put_point(session, "main", template.model_copy(update=changes))
         for number in range(failing):
@@ -93,6 +94,7 @@ def test_three_machines_that_are_well(scheduled: Here) -> None:
     assert "3 known, 3 with a point of the last 24 hours" in done.out
     assert done.out.count("web-") == 3
     assert "6 h" in done.out
+    assert done.out.count("02:00") >= 3, "when the next one is due"
     assert "1.0 TiB" in done.out
     assert "+10.0 GiB" in done.out
     assert "controller ctl1 4711" in done.out

@@ -55,6 +55,8 @@ def test_failures_are_one_alert_that_is_counted_grows_and_recovers(bench: Bench)
         [row] = standing(bench.catalog).values()
         assert (row.key, row.count, row.subject) == (FAILED, number + 1, "web")
         assert row.severity == ("critical" if number == 2 else "warning")
+        times = f" {number + 1} times in a row" if number else ""
+        assert row.text == f"its backup failed{times}: it did not work"
         with bench.catalog.write() as session:
             row.told, row.acknowledged = NOW, "anna@host"
             session.merge(row)

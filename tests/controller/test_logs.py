@@ -65,7 +65,11 @@ def test_a_job_that_fails_is_a_warning_with_the_reason(bench: Bench) -> None:
     bench.run(perform)
     alert, warning = [line for line in lines(stream) if line["level"] == "warning"]
     assert (warning["event"], warning["job"]) == ("failed: it did not work", "one")
-    assert (alert["event"], alert["job"], alert["severity"]) == ("web: it did not work", "one", "warning")
+    assert (alert["event"], alert["job"], alert["severity"]) == (
+        "web: its backup failed: it did not work",
+        "one",
+        "warning",
+    )
     assert {line["job"] for line in lines(stream)} == {"one"}
 
 
