@@ -236,7 +236,7 @@ class TestDisks:
         nodes = machine.ask("query-named-block-nodes", flat=True)
         assert [node["node-name"] for node in nodes if node["node-name"].startswith("sf-")] == []
         begun = hypervisor.begin_backup(machine.uuid, machine.request("two", "sf-base"))
-        assert [dirty_ranges(export) for export in begun.exports] == [[], []]
+        assert [dirty_ranges(hypervisor.host, export) for export in begun.exports] == [[], []]
 
     def test_what_is_said_of_io_threads_is_true(
         self, hypervisor: Hypervisor, blank: QmpFactory, guest_folder: Path
@@ -253,7 +253,7 @@ class TestDisks:
         begun = hypervisor.begin_backup(machine.uuid, machine.request("one"))
         assert machine.process is not None
         for _ in range(50):
-            with suppress(nbd.Error), connected(begun.exports[0]):
+            with suppress(nbd.Error), connected(hypervisor.host, begun.exports[0]):
                 pass
             with suppress(subprocess.TimeoutExpired):
                 machine.process.wait(0.1)
@@ -288,7 +288,7 @@ class TestDisks:
         runtime = guest_folder / f"run-{machine.name}"
         hypervisor = open_hypervisor(f"qmp+unix://{qmp_folder}", name="lab", runtime_dir=runtime)
         begun = hypervisor.begin_backup(machine.uuid, machine.request("one"))
-        with connected(begun.exports[0]) as handle:
+        with connected(hypervisor.host, begun.exports[0]) as handle:
             assert handle.get_size() == 16 * MIB
         assert hypervisor.end_backup(machine.uuid, "sf-one")
 
