@@ -181,14 +181,16 @@ def test_only_the_named_process_is_ended(host: Host, tmp_path: Path) -> None:
         host.end(pid_file, "")
 
 
-def test_sockets_lead_there(host: Host, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["s", "a:b", "x%h%%", "sp ace", "back\\slash", "$(x)`", "[::1]:2"])
+def test_sockets_lead_there(host: Host, tmp_path: Path, name: str) -> None:
     import socket
 
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(tmp_path / "s"))
+        server.bind(str(tmp_path / name))
         server.listen()
-        with host.socket(tmp_path / "s") as here, socket.socket(socket.AF_UNIX) as client:
+        with host.socket(tmp_path / name) as here, socket.socket(socket.AF_UNIX) as client:
             client.connect(str(here))
+            server.settimeout(10)
             accepted, _ = server.accept()
             with accepted:
                 client.sendall(b"there")
@@ -196,6 +198,16 @@ def test_sockets_lead_there(host: Host, tmp_path: Path) -> None:
                 accepted.sendall(b"back!")
                 assert client.recv(5) == b"back!"
     assert host.local or not here.exists()
+
+
+def test_a_socket_that_ssh_would_misread_is_refused(host: Host, tmp_path: Path) -> None:
+    path = tmp_path / "${HOME}"
+    if host.local:
+        with host.socket(path) as here:
+            assert here == path
+        return
+    with pytest.raises(DiskError, match="looks like a variable"), host.socket(path):
+        pass
 
 
 def test_many_at_once(host: Host) -> None:

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.contract.errors import HypervisorRefused, HypervisorUnreachable
+from workers.contract.errors import DiskError, HypervisorRefused, HypervisorUnreachable
 from workers.hosts.address import SshAddress
 from workers.hosts.ssh_shell import Gone, Shell
 
@@ -201,15 +201,16 @@ class SshLink:
         try:
             yield here
         finally:
-            self._control("cancel", f"{here}:{path}")
-            here.unlink(missing_ok=True)
+            if self._folder is not None:
+                self._control("cancel", f"{here}:{_as_field(path)}")
+                here.unlink(missing_ok=True)
 
     def _forward(self, path: Path) -> Path:
         with self._lock:
             self._connected()
             self._forwards += 1
             here = self.folder() / f"f{self._forwards}"
-            done = self._control("forward", f"{here}:{path}")
+            done = self._control("forward", f"{here}:{_as_field(path)}")
         if done:
             raise HypervisorUnreachable(f"{self.login.address}: {path} cannot be forwarded: {done}")
         return here
@@ -217,7 +218,12 @@ class SshLink:
     def _control(self, what: str, forward: str) -> str:
         """What went wrong, if anything did."""
         argv = self._over_master("-O", what, "-L", forward)
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
+        try:
+            done = subprocess.run(
+                argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return "no answer within 30 s"
         return (done.stderr.strip() or f"exit {done.returncode}") if done.returncode else ""
 
     def close(self) -> None:
@@ -226,6 +232,13 @@ class SshLink:
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = None
+
+
+def _as_field(path: Path) -> str:
+    """A path in ssh's `here:there`: colons and tokens of its own escaped. Raises DiskError for what cannot be."""
+    if "${" in str(path):
+        raise DiskError(f"{path} cannot be reached over SSH: its name looks like a variable to ssh")
+    return str(path).replace("\\", "\\\\").replace(":", "\\:").replace("%", "%%")
 
 
 def _own_folder(runtime: Path) -> Path:
