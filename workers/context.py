@@ -194,7 +194,6 @@ class Context:
             host=host,
             scratch=wanted.scratch_dir or (self.config.scratch_dir if host.local else FAR_SCRATCH),
             runtime=self.config.runtime_dir if host.local else FAR_RUNTIME,
-            notes=self.config.runtime_dir,
             floor=self.config.scratch_floor,
         )
 

@@ -5,8 +5,8 @@ this process, should the one call in between hang; a guard beside this process, 
 the guest, armed before, should the host or the way to the guest be gone. Where an extension is there but no watchdog
 could be armed, nothing is frozen.
 
-Two notes on the host tell whoever cleans up after a crash what may have been begun: `held` (the extension was asked to
-quiesce, its resume is not confirmed) and `frozen` (a freeze was sent, its thaw is not confirmed).
+Two notes on the hypervisor's host tell whoever cleans up after a crash what may have been begun: `held` (the extension
+was asked to quiesce, its resume is not confirmed) and `frozen` (a freeze was sent, its thaw is not confirmed).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Protocol
 
 from workers.contract.errors import GuestError, StillframeError
 from workers.contract.guests import GuestOs, GuestReport, Quiesced, Resumed, printable
@@ -55,12 +55,22 @@ class Guest:
     """Windows: names of the VSS writers that failed, from what `vssadmin list writers` printed; None: unreadable."""
 
 
+class Note(Protocol):
+    """A mark that outlives this process: a file here or on the hypervisor's host."""
+
+    def touch(self) -> None: ...
+
+    def exists(self) -> bool: ...
+
+    def unlink(self, missing_ok: bool = ...) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Notes:
     """See the module."""
 
-    frozen: Path
-    held: Path
+    frozen: Note
+    held: Note
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,6 @@ class Held:
 def make_point(guest: Guest, request: QuiesceRequest, make: Callable[[], None], notes: Notes) -> Held:
     """Call `make` once, with the guest as quiet as it can be made. Raises what `make` raises, after the thaw and the
     resume; GuestError if the guest may still be frozen."""
-    notes.held.parent.mkdir(parents=True, exist_ok=True)
     facts = _quiesced(guest, request, notes)
     frozen_ms = None
     try:
@@ -115,7 +124,7 @@ def _quiesced(guest: Guest, request: QuiesceRequest, notes: Notes) -> Facts:
 
 
 def _frozen(
-    freezer: GuestChannel, seconds: float, facts: Facts, make: Callable[[], None], note: Path
+    freezer: GuestChannel, seconds: float, facts: Facts, make: Callable[[], None], note: Note
 ) -> tuple[Facts, int | None]:
     """Freeze, make the point, thaw."""
     mounts = facts.quiesced.mounts if facts.quiesced and facts.quiesced.partial else []
@@ -157,7 +166,7 @@ class _Deadline:
         self._timer.join()
 
 
-def thaw(freezer: GuestChannel, note: Path) -> tuple[int, str]:
+def thaw(freezer: GuestChannel, note: Note) -> tuple[int, str]:
     """Thaw until confirmed, and only then remove `note`; how many file systems were thawed, and what went wrong on the
     way (VSS tells only now that it had let go). Raises GuestError if the guest may still be frozen.
 

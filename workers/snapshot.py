@@ -20,7 +20,6 @@ from workers.contract.messages import BaseRefused, DiskPlan, ExportInfo, Snapsho
 from workers.contract.points import Consistency, Mode
 from workers.contract.seams import BackupRequest, Begun, DiskRequest, Export, Hypervisor, QuiesceRequest
 from workers.disks.images import Fingerprint, create, export_readonly, fingerprint, stop_exports
-from workers.hosts.local import LOCAL
 from workers.quiesce import SCRIPTS_SECONDS, WATCHDOG_SECONDS, Guest, Notes, make_point
 
 _FROZEN, _HELD = ".frozen", ".held"
@@ -30,12 +29,12 @@ DANGER_HINT = "give that disk no I/O thread, or the machine a newer QEMU; or lea
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the snapshots of one hypervisor keep their files: scratch and runtime on its host, notes on this one."""
+    """Where the snapshots of one hypervisor keep their files, all on its host: whichever worker goes on with a job
+    finds them."""
 
     host: Host
     scratch: Path
     runtime: Path
-    notes: Path
     floor: int
     """Bytes that must stay free where scratch lives."""
 
@@ -48,7 +47,28 @@ class Places:
     def notes_of(self, job: str) -> Notes:
         """Whoever releases the job after a crash knows by them whether a guest that does not answer may be frozen, or
         was never touched."""
-        return Notes(self.notes / f"{sf_name(job)}{_FROZEN}", self.notes / f"{sf_name(job)}{_HELD}")
+        frozen, held = (self.runtime / f"{sf_name(job)}{suffix}" for suffix in (_FROZEN, _HELD))
+        if not self.host.local:
+            return Notes(FarNote(self.host, frozen), FarNote(self.host, held))
+        self.runtime.mkdir(parents=True, exist_ok=True)
+        return Notes(frozen, held)
+
+
+@dataclass(frozen=True, slots=True)
+class FarNote:
+    """See `quiesce.Note`."""
+
+    host: Host
+    path: Path
+
+    def touch(self) -> None:
+        self.host.write(self.path, b"")
+
+    def exists(self) -> bool:
+        return self.host.taken(self.path)
+
+    def unlink(self, missing_ok: bool = False) -> None:  # noqa: ARG002 - as pathlib has it
+        self.host.remove([self.path])
 
 
 def require_space(places: Places) -> None:
@@ -265,5 +285,4 @@ def remove_files(job: str, places: Places) -> None:
 def strays(places: Places) -> list[str]:
     """Jobs that have files here, whoever they belong to."""
     files = [name for folder in (places.scratch, places.runtime) for name in places.host.names(folder, "sf-*")]
-    files += LOCAL.names(places.notes, "sf-*")
     return sorted({name.removeprefix("sf-").removesuffix(_FROZEN).removesuffix(_HELD) for name in files})
