@@ -1,4 +1,5 @@
-"""The proof on live databases: points taken under a steady load of transactions, each brought back and booted.
+"""The proof on live databases: points taken under a steady load of transactions, each brought back: the first one as a
+machine that boots, of the others the disk with the database, which lies beside in that machine and takes its turn.
 
 The database must start clean, pass its own check, and hold every transaction that was acknowledged before the freeze.
 Two points per database here; `STILLFRAME_PROOF_BACKUPS=10` takes ten, every other one full.
@@ -20,7 +21,7 @@ from orchestrator.demo.tiny_guest import TinyImage
 from tests.e2e.test_files_and_disks import restored
 from tests.faults.conftest import NewPlace
 from tests.faults.place import Place
-from tests.guests.database_guest import MARIADB, POSTGRESQL, database_guest_up
+from tests.guests.database_guest import MARIADB, POSTGRESQL, database_guest_up, only
 from tests.guests.load import MARK_RECORD, Load, check_database, loaded, mark_each_point
 from tests.guests.machines import Guest
 
@@ -52,14 +53,32 @@ def test_no_acknowledged_transaction_is_lost(
                 place.extension = ""
                 place.configure()
             points.append(taken(place, load, full=number % 2 == 0))
-    for number, point in enumerate(points):
-        where = memory / f"{kind}-{number}"
-        name = f"{live.name}-{kind}-{number}"
-        with restored(libvirt_host, place, point["id"], name, where, "--start") as domain:
-            wait_for_agent(domain, timeout=300)
-            highest = check_database(replace(live, domain=domain), kind)
-        assert highest >= point["acked"], "a transaction that was acknowledged before the freeze is missing"
-        assert highest <= point["later"], "there is more in the point than its moment held"
+    where = memory / kind
+    with restored(libvirt_host, place, points[0]["id"], f"{live.name}-{kind}", where) as domain:
+        others = [beside(domain, place, point["id"], where, number) for number, point in enumerate(points[1:])]
+        domain.create()
+        wait_for_agent(domain, timeout=300)
+        guest = replace(live, domain=domain)
+        for point, device in zip(points, ["", *others], strict=True):
+            if device:
+                only(guest)
+                guest.out(f"umount /data/vdb && mount {device} /data/vdb")
+            highest = check_database(guest, kind)
+            assert highest >= point["acked"], "a transaction that was acknowledged before the freeze is missing"
+            assert highest <= point["later"], "there is more in the point than its moment held"
+
+
+def beside(domain: libvirt.virDomain, place: Place, point: str, folder: Path, number: int) -> str:
+    """Restore the database's disk of `point` and give it to a machine that is off; its name in there."""
+    target = f"vd{chr(ord('c') + number)}"
+    image = folder / f"{target}.qcow2"
+    place.good("restore", "disk", point, "vdb", "--to", image, "--format", "qcow2")
+    domain.attachDeviceFlags(
+        f"<disk type='file'><driver name='qemu' type='qcow2'/><source file='{image}'/>"
+        f"<target dev='{target}' bus='virtio'/></disk>",
+        libvirt.VIR_DOMAIN_AFFECT_CONFIG,
+    )
+    return f"/dev/{target}"
 
 
 def taken(place: Place, load: Load, *, full: bool) -> dict[str, Any]:

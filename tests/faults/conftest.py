@@ -10,10 +10,12 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from orchestrator.demo.disks import make_empty_disk
 from orchestrator.demo.tiny_guest import TinyImage
 from tests.faults.paused import Paused, paused_machine
 from tests.faults.place import Nursery, Place, memory_folder
-from tests.guests.machines import GuestFactory
+from tests.faults.walk import SIZE, Walked
+from tests.guests.machines import MIB, GuestFactory
 
 NewPlace = Callable[..., Place]
 
@@ -68,3 +70,23 @@ def quiet_factory(
 def machine(tiny_guest: GuestFactory) -> Paused:
     """A paused machine with two empty disks, vda and vdb."""
     return paused_machine(tiny_guest)
+
+
+@pytest.fixture(scope="module")
+def walked(
+    libvirt_host: libvirt.virConnect, tiny_guest_image: TinyImage, guest_folder: Path, new_place: NewPlace
+) -> Iterator[Walked]:
+    """The guest of a module's walks."""
+    factory = GuestFactory(libvirt_host, tiny_guest_image, guest_folder)
+    try:
+        guest = factory({"vda": 64 * MIB, "vdb": SIZE}, label="kill", start=False)
+        guest.disk("vdb").unlink()
+        make_empty_disk(guest.disk("vdb"), SIZE)
+        guest.start()
+        walked = Walked(guest, new_place())
+        walked.change()
+        walked.place.backed_up(guest.name)
+        walked.remember()
+        yield walked
+    finally:
+        factory.close()

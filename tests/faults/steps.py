@@ -111,14 +111,15 @@ def watch(hook: Hook) -> None:
     sys.setprofile(profile)
 
 
-def chosen(steps: list[str]) -> list[tuple[str, int]]:
-    """Of the labels that a run reported: each at most three times, its first two occurrences and its last."""
+def chosen(steps: list[str], *, last: bool) -> list[tuple[str, int]]:
+    """Of the labels that a run reported: each at its first occurrence and, if `last`, at its last: what is done once
+    for each disk, file or segment is then died at in the middle of it and at its end."""
     counts = Counter(steps)
     seen: Counter[str] = Counter()
     found = []
     for label in steps:
         seen[label] += 1
-        if seen[label] <= 2 or seen[label] == counts[label]:
+        if seen[label] == 1 or (last and seen[label] == counts[label]):
             found.append((label, seen[label]))
     return found
 
