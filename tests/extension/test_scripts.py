@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import socket
 import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,7 @@ SAY = 'echo "$1 ${STILLFRAME_APP_DIR##*/}" >>/run/seen\n'
 
 
 TOLD = ["JOB", "UUID", "PHASE", "GOAL", "APP_DIR", "OPTION", "DEADLINE", "HOLD", "MOUNTS", "STATE", "RECORDS"]
+TOLD.append("SOCKETS")
 
 
 def runs(said: Said) -> list[ScriptRun]:
@@ -265,6 +269,69 @@ class TestWhoMayHaveWrittenIt:
         assert outcomes(installed.quiesce()) == {"50-x pre": "refused"}
 
 
+class TestNeeds:
+    def test_a_script_without_what_it_needs_is_not_started(self, installed: Sandbox) -> None:
+        installed.app("10-file", SAY, own=False)
+        installed.app("20-there", SAY, own=False)
+        installed.app("30-socket", SAY, own=False)
+        installed.app("40-unknown", SAY, own=False)
+        apps = f"{ROOT}/{VERSION}/apps"
+        installed.out(
+            f"echo 'file /nowhere' >{apps}/10-file/needs; printf 'file /nowhere\\nfile /etc\\n' >{apps}/20-there/needs;"
+            f" echo 'socket */no/such.[0-9]*' >{apps}/30-socket/needs; echo 'moon full' >{apps}/40-unknown/needs"
+        )
+        assert outcomes(installed.quiesce()) == {
+            "10-file pre": "not_applicable",
+            "20-there pre": "ok",
+            "30-socket pre": "not_applicable",
+            "40-unknown pre": "ok",
+        }
+        assert outcomes(installed.resume()) == {"40-unknown post": "ok", "20-there post": "ok"}
+        assert seen(installed) == ["pre 20-there", "pre 40-unknown", "post 40-unknown", "post 20-there"]
+        assert installed.ext("probe").answer["apps"] == ["20-there", "40-unknown"]
+
+    def test_a_socket_that_somebody_listens_at(self, installed: Sandbox, tmp_path: Path) -> None:
+        """By the kernel's list, which the scripts are given too."""
+        path = tmp_path / ".s.TEST.7"
+        installed.app("50-x", "grep -c TEST $STILLFRAME_SOCKETS >/run/listed", own=False)
+        installed.out(f"echo 'socket */.s.TEST.[0-9]*' >{ROOT}/{VERSION}/apps/50-x/needs")
+        assert outcomes(installed.quiesce()) == {"50-x pre": "not_applicable"}
+        installed.resume()
+        with closing(socket.socket(socket.AF_UNIX)) as server:
+            server.bind(str(path))
+            server.listen()
+            assert outcomes(installed.quiesce("job-2")) == {"50-x pre": "ok"}
+        assert installed.out("cat /run/listed").strip() == "1"
+
+    def test_nothing_at_all_is_needed(self, installed: Sandbox) -> None:
+        """Then no phase is run, and nothing has been left for `resume`."""
+        installed.app("50-x", SAY, own=False)
+        installed.out(f"echo 'file /nowhere' >{ROOT}/{VERSION}/apps/50-x/needs")
+        assert outcomes(installed.quiesce()) == {"50-x pre": "not_applicable"}
+        assert runs(installed.resume()) == []
+
+    def test_no_post_where_nothing_is_held(self, installed: Sandbox) -> None:
+        installed.app("10-free", SAY + ": >$STILLFRAME_STATE/no-post")
+        installed.app("20-held", SAY)
+        installed.quiesce()
+        assert outcomes(installed.resume()) == {"20-held post": "ok"}
+        assert seen(installed) == ["pre 10-free", "pre 20-held", "post 20-held"]
+
+    def test_a_holder_that_asks_for_a_signal_gets_it_before_post(self, installed: Sandbox) -> None:
+        holder = "trap 'echo signal >>/run/seen' USR1; while [ ! -e /run/end ]; do sleep 0.1; done"
+        installed.app(
+            "50-x",
+            f"""[ $1 = post ] && {{ touch /run/end; sleep 0.5; echo post >>/run/seen; exit; }}
+: >$STILLFRAME_STATE/signal
+({holder}) >/dev/null 2>&1 </dev/null &
+echo $! >$STILLFRAME_STATE/holder
+sleep 0.3""",
+        )
+        installed.quiesce()
+        assert installed.resume().answer["holders_lost"] == []
+        assert seen(installed) == ["signal", "post"]
+
+
 class TestHoldersAndRecords:
     HOLDER = (
         "if [ $1 = pre ]; then setsid sleep 5000 >/dev/null 2>&1 </dev/null & echo $! >$STILLFRAME_STATE/holder\n"
@@ -276,7 +343,7 @@ class TestHoldersAndRecords:
         assert installed.quiesce().seconds < 10
         assert len(installed.processes("sleep 5000")) == 1
         assert installed.resume().answer["holders_lost"] == []
-        assert installed.processes("sleep 5000") == []
+        wait_for(lambda: not installed.processes("sleep 5000"))
 
     @pytest.mark.parametrize("how", ["gone", "another", "never", "nonsense"])
     def test_a_holder_that_does_not(self, installed: Sandbox, how: str) -> None:

@@ -233,7 +233,7 @@ class TestLease:
     def test_a_stale_one_is_taken_over(self, installed: Sandbox) -> None:
         installed.app("50-x", "echo $STILLFRAME_JOB $1 >>/run/seen")
         installed.quiesce("job-1", freeze_s=60)
-        [*_, watchdog] = installed.processes("job-1 2")
+        [*_, watchdog] = installed.processes("job-1 1")
         installed.out(f"kill -KILL {watchdog}")
         installed.out("f=$(echo /run/stillframe/job.*/armed.2); read -r late pid start <$f; echo 1 $pid $start >$f")
         wait_for(lambda: installed.ext("status", "--uuid", UUID).answer["lease"] is None)

@@ -10,7 +10,7 @@ SAY = 'echo "$1" >>/run/seen\n'
 
 
 def dogs(sandbox: Sandbox) -> list[int]:
-    return [pid for pid in sandbox.processes("/watchdog /run") if pid]
+    return [pid for pid in sandbox.processes("/watchdog-") if pid]
 
 
 class TestArmed:
@@ -38,15 +38,23 @@ class TestArmed:
         )
 
     def test_it_is_armed_before_the_scripts_and_again_after_them(self, installed: Sandbox) -> None:
-        """First for as long as both may take; then for the freeze alone, and the first one is gone."""
+        """First for as long as both may take; then for the freeze alone, by the same process."""
         installed.app("50-x", "[ $1 = post ] || tr '\\0' ' ' <$STILLFRAME_STATE/../../../armed.1 >/run/armed; sleep 1")
         installed.quiesce(freeze_s=40, limit_s=60)
         now = float(installed.out("cut -d' ' -f1 /proc/uptime"))
         first = int(installed.out("cat /run/armed").split()[0]) / 100
         assert 95 < first - now < 101
-        wait_for(lambda: len(dogs(installed)) == 1)
+        assert len(dogs(installed)) == 1
+        wait_for(lambda: len(installed.processes("sleep 40")) == 1 and not installed.processes("sleep 100"))
         left = installed.ext("status", "--uuid", UUID).answer["lease"]["left_s"]
         assert 35 < left <= 40
+
+    def test_another_takes_the_place_of_one_that_does_not_answer(self, installed: Sandbox) -> None:
+        installed.app("50-x", "read -r pid _ </run/stillframe/watchdog; [ $1 = post ] || kill -STOP $pid")
+        assert installed.quiesce(freeze_s=41).answer["watchdog"] is True
+        wait_for(lambda: len(dogs(installed)) == 1)
+        assert len(installed.processes("sleep 41")) == 1
+        assert installed.resume().answer["watchdog"] == "silent"
 
     def test_there_is_always_one(self, installed: Sandbox) -> None:
         installed.app("50-x", "sleep 1")  # a process that is dead, but that nobody has buried, has no command line

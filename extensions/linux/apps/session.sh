@@ -11,6 +11,9 @@
 # the writer of the pipe is the timer and listens for `post`. Whoever dies takes the others with him: without its writer a
 # client reads the end of its input and ends, which ends its session and what that holds; without a client, or the holder,
 # the writers stop. No named pipe: nothing can hang on opening one, nothing is left behind.
+#
+# While a session is held its application may stand still, so nobody asks ten times a second whether there is news, which
+# costs a program each time: who waits sleeps for a second, and is woken by SIGUSR1. A signal that is lost costs that second.
 
 state=$STILLFRAME_STATE
 read -r up _ </proc/uptime
@@ -27,6 +30,38 @@ clock() {
 nap() {
     sleep 0.1 2>/dev/null || sleep 1 # not every busybox knows fractions
 }
+
+# Sleeps for a second, or until woken. Needs `trap 'woken=yes' USR1`.
+doze() {
+    if [ -z "$woken" ]; then
+        sleep 1 >/dev/null 2>&1 &
+        [ -n "$woken" ] || wait $!
+        [ -z "$woken" ] || kill $!
+    fi
+    woken=
+}
+
+# Sets $born to the time at which process $1 began: with its number a name that is never given again.
+born_at() {
+    born=
+    { read -r line <"/proc/$1/stat"; } 2>/dev/null || return
+    set -- ${line##*) }
+    shift 19 2>/dev/null && born=$1
+}
+
+# Lets this process be woken by way of the file $1.
+sleeper() {
+    woken=
+    trap 'woken=yes' USR1
+    read -r me _ </proc/self/stat # $$ would be the parent's, in a part of a pipe
+    born_at "$me"
+    echo "$me $born" >"$1"
+}
+
+# Wakes who is named in the file $1, if that is still the same process.
+wake() {
+    read -r sleeping since <"$1" && born_at "$sleeping" && [ "$born" = "$since" ] && kill -USR1 "$sleeping"
+} 2>/dev/null
 
 # Whether the file $2 holds the line $1.
 said() {
@@ -49,6 +84,7 @@ complaint() {
 
 # `pre`: starts the holder and waits until all is held. Else lets go of everything, sets $why and $item, and fails.
 take_hold() {
+    sleeper "$state/sleeper"
     # By this very file, and by an interpreter: memory may forbid execution.
     setsid sh "$0" hold "$((begun + STILLFRAME_HOLD))" </dev/null >/dev/null 2>&1 &
     number=0
@@ -61,7 +97,7 @@ take_hold() {
             elif [ "$now" -ge "$patience" ]; then
                 why="not held within $now s"
             else
-                nap
+                doze
                 continue
             fi
             failed_item=$item
@@ -77,30 +113,55 @@ take_hold() {
 # `run hold UPTIME`: the holder, until `post` or that uptime.
 hold() {
     end=$(($1 - begun))
+    # `resume` says so as soon as the guest is thawed.
+    trap 'release' USR1
+    : >"$state/signal"
     # A `post` that was quicker, or has swept up already.
     [ ! -e "$state/release" ] && echo $$ >"$state/holder" || exit
     number=0
+    pids=
     while read -r item; do
         number=$((number + 1))
         {
-            statements "$item" | client "$item" >"$state/out.$number" 2>"$state/err.$number"
+            statements "$item" "$number" | client "$item" 2>"$state/err.$number" | listen >"$state/out.$number"
             : >"$state/over"
+            wake "$state/sleeper"
         } &
+        pids="$pids $!"
     done <"$state/items"
-    wait
+    for pid in $pids; do
+        while kill -0 "$pid" 2>/dev/null; do
+            wait "$pid" # a signal ends that, too
+        done
+    done
 }
 
-# What one client reads. Each failed write means that the client is gone: a signal may not come, the agent ignores it.
+# Passes on what a client says, and wakes who waits for that.
+listen() {
+    while IFS= read -r line || [ -n "$line" ]; do
+        printf '%s\n' "$line"
+        [ "$line" != held ] || wake "$state/sleeper"
+    done
+}
+
+# Lets all sessions go.
+release() {
+    : >"$state/release"
+    for writer in "$state"/writer.*; do
+        wake "$writer"
+    done
+}
+
+# What one client reads, number $2. Each failed write means that the client is gone: a signal may not come, the agent ignores it.
 statements() {
+    sleeper "$state/writer.$2"
     first "$1" || return
-    count=0
     until [ -e "$state/release" ]; do
         clock
         # The time, one of the others, the holder or its folder is gone: the client sees the end of its input.
         [ "$now" -lt "$end" ] && [ ! -e "$state/over" ] && [ -e "$state/holder" ] && kill -0 $$ || break
-        count=$((count + 1))
-        [ $((count % 10)) -ne 0 ] || beat || return
-        nap
+        doze
+        [ -e "$state/release" ] || beat || return
     done
     if [ -e "$state/release" ]; then last "$1"; else abandon; fi
 } 2>/dev/null
@@ -112,7 +173,8 @@ let_go() {
     { read -r pid <"$state/holder"; } 2>/dev/null
     alive=no
     [ -z "$pid" ] || ! kill -0 "$pid" 2>/dev/null || alive=yes
-    : >"$state/release"
+    [ -e "$state/release" ] && alive=yes # it was told before, and lived then
+    release
     why=
     [ $alive = yes ] || why="its session had ended before"
     # The holder leads a process group: it is there as long as one of its members. (No `--`: busybox does not know it.)
@@ -155,5 +217,7 @@ give_back() {
 
 # Removes what a held session leaves in memory.
 sweep() {
-    rm -f "$state"/out.* "$state"/err.* "$state/items" "$state/over" "$state/holder"
+    set -- "$state"/*
+    [ ! -e "$1" ] || rm -f "$state"/out.* "$state"/err.* "$state"/writer.* "$state/items" "$state/over" "$state/holder" \
+        "$state/sleeper" "$state/signal"
 }

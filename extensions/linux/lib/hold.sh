@@ -9,6 +9,13 @@ LOG_BYTES=131072
 LOG_FILE_BYTES=1048576
 WAIT_SECONDS=170
 
+count=0  # application scripts
+numbers= # of those to be run
+homes=
+results= # JSON of all runs
+failed=  # not empty: a script failed
+ticker=
+
 enter_memory() {
     [ -d "$mem" ] || mkdir -p "$mem" 2>/dev/null || fail 20 "$mem cannot be made"
     [ -O "$mem" ] && [ ! -h "$mem" ] || fail 30 "$mem does not belong to root"
@@ -18,12 +25,18 @@ verb_probe() {
     require_tools
     enter_memory
     find_method
+    . "$here/lib/scripts.sh"
+    . "$here/lib/apps.sh"
+    read_tables sockets
     find_apps
+    leave_out_needless
     now
     dir=$mem/probe.$$-$now
-    make_homes || give_up "$mem cannot be written"
+    name_homes
+    { mkdir -p $homes && keep_scripts; } 2>/dev/null || give_up "$mem cannot be written"
     phase_until=$((now + 2000))
     run_phase probe $numbers
+    end_ticks
     apps=
     while read -r app phase outcome rest; do
         [ "$outcome" != ok ] || apps=${apps:+$apps,}\"$app\"
@@ -43,24 +56,29 @@ verb_quiesce() {
     require_tools
     enter_memory
     find_method
+    if [ "$goal" = application ]; then
+        . "$here/lib/scripts.sh"
+        . "$here/lib/apps.sh"
+        read_tables sockets
+        find_apps
+        leave_out_needless
+    else
+        read_tables
+    fi
     take_lease
-    count=0
-    [ "$goal" != application ] || find_apps
     first_s=$freeze_s
     [ "$count" -eq 0 ] || first_s=$((limit_s + freeze_s))
     armed=true
     arm 1 "$first_s" || armed=false
-    if [ "$count" -gt 0 ]; then
-        { printf '%s\n' "$uuid" "$goal" "$freeze_s" "$options" >"$dir/facts" && make_homes; } 2>/dev/null ||
-            let_go "$mem cannot be written: is it full?"
-    fi
+    [ "$count" -eq 0 ] || keep_scripts || let_go "$mem cannot be written: is it full?"
     find_mounts
     list_mounts "$dir/mounts"
     if [ "$count" -gt 0 ]; then
         run_pre_scripts
         read -r state <"$dir/watchdog.state"
         [ "$state" != fired ] || let_go 'the pre scripts took longer than the watchdog waits' 60
-        arm 2 "$freeze_s" || armed=false
+        arm_again "$freeze_s" || arm 2 "$freeze_s" || armed=false
+        end_ticks
     fi
     detail=$method
     if [ -z "$method" ]; then
@@ -108,6 +126,7 @@ run_post_scripts() {
         load "$number"
         [ -e "$home/started" ] && [ ! -e "$home/posted" ] || continue
         : >"$home/posted"
+        [ ! -e "$home/state/no-post" ] || continue
         due="$number $due"
     done
     now
@@ -125,12 +144,19 @@ verb_resume() {
     stop_what_runs
     read_apps
     lost=
-    find_lost_holders
-    run_post_scripts
+    if [ "$count" -gt 0 ]; then
+        . "$here/lib/scripts.sh"
+        find_lost_holders
+        run_post_scripts
+        end_ticks
+    fi
     records=
     collect_records
-    log=
-    is_worth_a_log && log=$(print_log | base64 | tr -d '\n')
+    joined=
+    IFS=$newline
+    is_worth_a_log && join $(IFS=$words; print_log | base64)
+    IFS=$words
+    log=$joined
     fields="\"watchdog\":\"$watched\",\"holders_lost\":[$lost],\"scripts\":[$results],\"records\":{$records}"
     fields="$fields,\"log\":\"$log\",\"notes\":[$notes]"
     # Whoever asks again is told the same.
@@ -206,14 +232,19 @@ read_apps() {
     done <"$dir/apps"
 }
 
-# Sets $lost to the scripts whose holder no longer lives.
+# Sets $lost to the scripts whose holder no longer lives. Those that wait for a signal let go at once: until its `post`
+# runs, an application would stand still for as long as it takes to start several programs.
 find_lost_holders() {
     for number in $numbers; do
         load "$number"
         [ -e "$home/state/holder" ] && [ ! -e "$home/posted" ] || continue
         holder=
         { read -r holder start_then <"$home/holder"; } 2>/dev/null
-        alive "$holder" "$start_then" || lost=${lost:+$lost,}\"$app\"
+        if ! alive "$holder" "$start_then"; then
+            lost=${lost:+$lost,}\"$app\"
+        elif [ -e "$home/state/signal" ]; then
+            kill -USR1 "$holder"
+        fi
     done
 }
 
@@ -249,7 +280,17 @@ collect() {
         left_in_all=$((left_in_all + size))
         return
     fi
-    records=${records:+$records,}\"$app/$2\":\"$(base64 "$1" | tr -d '\n')\"
+    records=${records:+$records,}\"$app/$2\":\"
+    IFS=$newline
+    join $(base64 <"$1")
+    records=$records$joined\"
+}
+
+# Sets $joined to all words without anything in between.
+join() {
+    IFS=
+    joined=$*
+    IFS=$words
 }
 
 # --- log -------------------------------------------------------------------------------------------------------

@@ -39,12 +39,14 @@ is_claimed() {
     alive "$claimer" "$claimer_start"
 }
 
-# Takes the lease for $job and sets $dir to its folder; ends with 11 while another job has it.
+# Takes the lease for $job and sets $dir to its folder, with room for the scripts that were found; ends with 11 while
+# another job has it.
 take_lease() {
     now
     dir=$mem/job.$$-$now
+    [ "$count" -eq 0 ] || name_homes
     started_at $$
-    { mkdir "$dir" && echo "$job $dir $$ $start" >"$dir/lease" && echo armed >"$dir/watchdog.state"; } 2>/dev/null ||
+    { mkdir -p "$dir" $homes && echo "$job $dir $$ $start" >"$dir/lease" && echo armed >"$dir/watchdog.state"; } 2>/dev/null ||
         give_up "$mem cannot be written: is it full?"
     tries=0
     until ln "$dir/lease" "$mem/lease" 2>/dev/null; do
@@ -104,12 +106,14 @@ find_method() {
 # Arms watchdog number $1 with a deadline in $2 seconds, and then ends the one before. Without a way to thaw it is
 # armed all the same: it resumes the job. Fails if it cannot be armed.
 arm() {
-    if [ "$1" = 1 ]; then
-        cat "$here/lib/common.sh" "$here/watchdog" >"$dir/watchdog" || return
+    # One copy serves until the next boot.
+    script=$mem/watchdog-$version
+    if [ ! "$script" -nt "$here/watchdog" ]; then
+        cat "$here/lib/common.sh" "$here/watchdog" >"$dir/watchdog" && mv -f "$dir/watchdog" "$script" || return
     fi
     # It says that it is armed and closes the descriptor: then the substitution ends, not with the process.
     said=$(
-        setsid /bin/sh "$dir/watchdog" "$dir" "$job" "$1" "$2" "$method" "$here/ext" \
+        setsid /bin/sh "$script" "$dir" "$job" "$1" "$2" "$method" "$here/ext" \
             3>&1 >/dev/null 2>&1 </dev/null 8>&- &
     )
     case $said in 'armed '*) ;; *) return 1 ;; esac
@@ -117,6 +121,21 @@ arm() {
     echo "${said#armed }" >"$mem/watchdog" && return
     set -- ${said#armed }
     kill -KILL "-$1"
+    return 1
+} 2>/dev/null
+
+# The same for the watchdog that is armed already: its deadline is in $1 seconds now. Fails if it did not say so within
+# two ticks of a phase that was run before; then another one is to be armed.
+arm_again() {
+    { read -r dog dog_start <"$mem/watchdog"; } 2>/dev/null
+    alive "$dog" "$dog_start" && echo "$1" >"$dir/again" && kill -USR1 "$dog" || return
+    ticks=0
+    while [ "$ticks" -lt 3 ] && read -r event of <&8; do
+        case $event in
+            armed) return ;;
+            tick) ticks=$((ticks + 1)) ;;
+        esac
+    done
     return 1
 } 2>/dev/null
 

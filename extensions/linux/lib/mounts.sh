@@ -5,6 +5,25 @@
 # Others, known or not yet known, can.
 CANNOT_FREEZE=' squashfs erofs cramfs romfs iso9660 udf vfat msdos exfat ntfs ntfs3 fuseblk hfs hfsplus ufs minix sysv '
 
+# Sets $table to what is mounted and, with $1 = sockets, $listening to the lines of /proc/net/unix of sockets with a
+# name that somebody listens at. One program reads both: starting it costs more than all that is done with them.
+read_tables() {
+    listening=
+    if [ "$1" != sockets ]; then
+        table=$(cat /proc/self/mountinfo)
+        return
+    fi
+    table=$(cat /proc/self/mountinfo /proc/net/unix 2>/dev/null)
+    case $table in *"${newline}Num "*) ;; *) return ;; esac
+    IFS=$newline
+    set -- ${table#*"${newline}Num "}
+    IFS=$words
+    table=${table%%"${newline}Num "*}
+    for line; do
+        case $line in *' 00010000 '*' /'*) listening=$listening$line$newline ;; esac
+    done
+}
+
 # Sets $inner_first to the mount points (escaped as in mountinfo) that can be frozen, each device once, by its first
 # mount: later ones may be bind mounts. What is mounted upon another one is mounted later, and a loop device after the
 # file system with its file, so that order backwards is inner ones first. Sets $partial if some are left out, because
@@ -16,7 +35,6 @@ find_mounts() {
     above=
     beneath= # the kind of file system that $mem is in
     places= # `POINT DEVICE SOURCE` of all file systems on block devices, in the order of mounting
-    table=$(cat /proc/self/mountinfo)
     IFS=$newline
     set -- $table
     IFS=$words

@@ -12,9 +12,6 @@ DRAIN_HUNDREDTHS=100
 TRIES=3
 OUTPUT_BYTES=65536
 
-results= # JSON of all runs
-failed=  # not empty: a script failed
-
 # Script number $1 as variables; `keep` writes back what changes.
 load() {
     i=$1
@@ -27,62 +24,16 @@ keep() {
     eval "try_$i=\$try stage_$i=\$stage begun_$i=\$begun limit_$i=\$limit code_$i=\$code"
 }
 
-# Finds all application scripts: sets $count, app_N and folder_N, in the order of names. Those of the guest's
-# administrator take the place of ours.
-find_apps() {
-    count=0
-    names=
-    own=
-    set +f
-    for folder in "$here"/apps/* /etc/stillframe/apps/*; do
-        set -f
-        [ -d "$folder" ] || continue
-        app=${folder##*/}
-        case $app in
-            *[!a-z0-9_-]* | ????????????????????????????????????????????*) ;;
-            [0-9][0-9]-[a-z0-9]*)
-                case "$names " in *" $app "*) ;; *) names="$names $app" ;; esac
-                case $folder in /etc/*) own="$own $app " ;; esac
-                continue
-                ;;
-        esac
-        note "$folder is passed over: an application's folder is named like 50-myapp"
-    done
-    set -f
-    [ -z "$own" ] || names=$(printf '%s\n' $names | sort)
-    for app in $names; do
-        count=$((count + 1))
-        eval "app_$count=\$app folder_$count=\$here/apps/\$app"
-        case $own in *" $app "*) eval "folder_$count=/etc/stillframe/apps/\$app" ;; esac
-    done
-}
-
-# Makes folders for all scripts in the job's folder, and the list from which `resume` knows them. Sets $numbers.
-# Fails if that cannot be kept: without it no `post` would be run.
-make_homes() {
-    set -- "$dir/out"
-    list=
-    numbers=
-    number=0
-    while [ "$number" -lt "$count" ]; do
-        number=$((number + 1))
-        numbers="$numbers $number"
-        load "$number"
-        set -- "$@" "$home/state" "$home/records"
-        list=$list$app\ $folder$newline
-    done
-    { mkdir -p "$@" && mkfifo "$dir/events" && printf %s "$list" >"$dir/apps"; } 2>/dev/null
-}
-
 # --- one phase -------------------------------------------------------------------------------------------------
 
 # Runs the scripts with the numbers $2…, in this order, for phase $1 and within $phase_until; those with the same two
-# digits at once. After a failed `pre` the others are not started.
+# digits at once. After a failed `pre` the others are not started. `end_ticks` must follow.
 run_phase() {
     phase=$1
     shift
     [ $# -gt 0 ] || return
     exec 8<>"$dir/events"
+    [ -z "$ticker" ] || end_ticks
     # Ends with this process, even if that is killed.
     (while sleep 1 && [ -d /proc/$$ ]; do echo tick >&8; done) >/dev/null 2>&1 </dev/null &
     ticker=$!
@@ -98,7 +49,11 @@ run_phase() {
         group="$group $next"
     done
     run_group $group
-    kill "$ticker"
+}
+
+end_ticks() {
+    [ -z "$ticker" ] || kill "$ticker"
+    ticker=
 }
 
 run_group() {
@@ -258,13 +213,18 @@ last_words() {
 }
 
 # Adds to $results: outcome $1, exit code $2, hundredths of seconds $3, tries $4, detail $5.
-add_result() {
+describe() {
     fraction=$(($3 % 100))
     case $fraction in ?) fraction=0$fraction ;; esac
     quote "$5"
     line="\"name\":\"$app\",\"phase\":\"$phase\",\"outcome\":\"$1\",\"code\":$2"
     line="$line,\"seconds\":$(($3 / 100)).$fraction,\"tries\":$4,\"detail\":$json"
     results=${results:+$results,}{$line}
+}
+
+# The same, and keeps it for the log.
+add_result() {
+    describe "$@"
     echo "$app $phase $1 $2 $(($3 / 100)).$fraction" >>"$dir/results"
     # What is not there holds nothing, and has nothing to let go of.
     [ "$phase:$1" != pre:not_applicable ] || : >"$home/posted"
@@ -290,9 +250,10 @@ run_script() {
     hold=$((freeze_s + 10))
     [ "$phase" != pre ] || hold=$((hold + (phase_until - now) / 100))
     export STILLFRAME_JOB="$job" STILLFRAME_UUID="$uuid" STILLFRAME_PHASE="$phase" STILLFRAME_GOAL="$goal"
-    export STILLFRAME_APP_DIR="$real" STILLFRAME_OPTION="$(option_of "${app#??-}")"
+    option_of "${app#??-}"
+    export STILLFRAME_APP_DIR="$real" STILLFRAME_OPTION="$word"
     export STILLFRAME_DEADLINE="$(((has + 50) / 100))"
-    export STILLFRAME_HOLD="$hold" STILLFRAME_MOUNTS="$dir/mounts"
+    export STILLFRAME_HOLD="$hold" STILLFRAME_MOUNTS="$dir/mounts" STILLFRAME_SOCKETS="$dir/sockets"
     export STILLFRAME_STATE="$home/state" STILLFRAME_RECORDS="$home/records"
     [ "$phase" != post ] || export STILLFRAME_RESULT="${result:-ok}"
     # From memory nothing can be executed in many guests, but an interpreter can read it.
@@ -348,12 +309,12 @@ refuse() {
     exit
 }
 
-# The word of the policy for application $1.
+# Sets $word to that of the policy for application $1.
 option_of() {
+    word=
     for option in $options; do
         [ "${option%%=*}" != "$1" ] || word=${option#*=}
     done
-    printf %s "$word"
 }
 
 # Keeps the beginning of the output and reads on until nobody holds it. `dd` byte by byte: others keep what they have
