@@ -95,9 +95,11 @@ class MachineDesk:
         """Machines with their disks, by name, and what came of asking; those of a hypervisor that does not answer as it
         last listed them. `ask` None: if this process can ask by itself; elsewhere the controller does in its rounds."""
         wanted = self._send is None if ask is None else ask
-        look = self.look(hypervisor, disks=True) if wanted else Look()
+        look = self.look(hypervisor, disks=True) if wanted else None
         with self._catalog.read() as session:
-            return cache.sightings(session, hypervisor), look
+            silent = {name: _remembered(name, row.problem) for name, row in cache.hypervisors(session).items()}
+            known = Look(silent={name: error for name, error in silent.items() if error and hypervisor in (None, name)})
+            return cache.sightings(session, hypervisor), look or known
 
     def find(self, wanted: str, *, disks: bool = False) -> MachineSummary:
         """The machine that is meant by a UUID, a name, or `hypervisor/name`, as it is now. Raises NotFound, UsageError,
@@ -219,6 +221,11 @@ class MachineDesk:
         with self._lock:
             self._asking.discard(command.hypervisor)
         answer(listing)
+
+
+def _remembered(name: str, problem: str) -> ErrorInfo | None:
+    message = f"{name} did not answer when it was last asked: {problem}"
+    return ErrorInfo(code="HypervisorUnreachable", message=message, retryable=True) if problem else None
 
 
 _ERRORS = {kind.__name__: kind for kind in (ConfigError, NotFound, HypervisorRefused, HypervisorUnreachable)}

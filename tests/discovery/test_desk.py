@@ -148,8 +148,9 @@ def test_a_silent_hypervisor_keeps_its_machines_and_is_told_of(lab: Lab) -> None
         lab.hear("b")
     assert lab.rows["web"].gone is None
     assert "no answer within 60 s" in lab.alerts["hypervisor-silent hypervisor:a"]
-    found, _ = lab.desk.listed(ask=False)
+    found, look = lab.desk.listed(ask=False)
     assert [(one.summary.machine.name, one.problem != "") for one in found] == [("web", True)]
+    assert list(look.silent) == ["a"]
     lab.hear("a", "web=running")
     assert lab.alerts == {}
 
