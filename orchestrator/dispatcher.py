@@ -5,6 +5,8 @@ in one transaction that only one process at a time can be in, the jobs under way
 that wait are begun as far as there are slots; their commands are sent after the commit. So two processes never count
 the same slot as free, and a job whose process died between both is found by the reconciler.
 
+A scheduled backup does not begin in a blackout of its policy, however long it waited before.
+
 A restore never waits behind backups: one slot more than `max_jobs` is there for restores alone. Upkeep neither takes a
 slot nor waits for one here: whoever runs it does one at a time.
 """
@@ -13,7 +15,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 from sqlmodel import Session
 
@@ -25,6 +28,7 @@ from orchestrator.catalog.schema import JobRow
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import Config
 from orchestrator.controller import Controller
+from orchestrator.schedules import blackouts, zone_of
 
 RESTORE_KIND, UPKEEP_KIND = "restore", "upkeep"
 
@@ -35,13 +39,26 @@ class Limits:
 
     hypervisors: Mapping[str, int]
     vaults: Mapping[str, int]
+    closed: Mapping[str, str] = field(default_factory=dict)
+    """Section → why none of its backups begins now."""
 
     @staticmethod
-    def of(config: Config) -> Limits:
+    def of(config: Config, now: datetime | None = None) -> Limits:
         return Limits(
+            closed=in_blackout(config, now or datetime.now(UTC)),
             hypervisors={name: one.max_jobs for name, one in config.worker.hypervisors.items()},
             vaults={name: one.max_jobs for name, one in config.worker.vaults.items() if one.max_jobs is not None},
         )
+
+
+def in_blackout(config: Config, now: datetime) -> dict[str, str]:
+    """Section → until when its policy lets nothing begin."""
+    closed = {}
+    for name, section in config.protect.items():
+        policy = config.policies[section.policy]
+        for _, ends in blackouts(policy, now, now + timedelta(seconds=1)) if policy.blackout else ():
+            closed[name] = f"in a blackout of policy {section.policy} until {ends.astimezone(zone_of(policy)):%a %H:%M}"
+    return closed
 
 
 def decide(
@@ -75,6 +92,8 @@ def decide(
 def _why_not(
     entry: Entry, limits: Limits, hosts: Counter[str], vaults: Counter[str], served: Collection[str] | None
 ) -> str:
+    if entry.section in limits.closed:
+        return limits.closed[entry.section]
     extra = 1 if entry.kind == RESTORE_KIND else 0
     host, vault = entry.hypervisor, entry.vault
     if host and served is not None and host not in served:

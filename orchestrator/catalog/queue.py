@@ -33,6 +33,8 @@ class Entry:
     moment: datetime
     """When it was due, or asked for."""
     owner: Owner
+    section: str = ""
+    """By whose schedule it was made; empty: somebody asked for it."""
 
 
 def entries(session: Session) -> list[Entry]:
@@ -40,7 +42,7 @@ def entries(session: Session) -> list[Entry]:
     row = JobRow
     columns = (row.id, row.kind, row.machine_name, row.hypervisor, row.vault, row.state, row.priority)
     moments = (row.due, row.created)
-    owners = (row.owner_host, row.owner_boot, row.owner_pid, row.owner_started)
+    owners = (row.section, row.owner_host, row.owner_boot, row.owner_pid, row.owner_started)
     query = select(*columns, *moments, *owners).where(col(row.active))  # type: ignore[call-overload]
     return [
         Entry(
@@ -52,7 +54,8 @@ def entries(session: Session) -> list[Entry]:
             queued=found[5] == JobState.QUEUED,
             priority=found[6],
             moment=found[7] or found[8],
-            owner=Owner(*found[9:]),
+            section=found[9],
+            owner=Owner(*found[10:]),
         )
         for found in session.exec(query).all()
     ]

@@ -8,8 +8,7 @@ and then (nothing begins on them), machines join, and people restore. Held again
 
 - each moment of each schedule is decided once: run, left out because the one before still went on, or made up for;
 - never two jobs at once on a machine, never more on a hypervisor than its slots;
-- each backup has ended by its deadline: those that have not are counted by their reason;
-- a restore never waits for backups.
+- each backup has ended by its deadline: those that have not are counted by reason; a restore never waits for backups.
 
 It ends with 1 if an objective is missed for no reason that is modelled.
 """
@@ -38,7 +37,6 @@ MINUTE = timedelta(minutes=1)
 SLOTS = 4
 HUNG = timedelta(hours=30)
 POLICIES = [
-    # share of the machines, policy
     (0.40, {"schedule": "daily at 01:00", "spread": "4 hours"}),
     (0.20, {"schedule": "daily at 22:00", "spread": "6 hours", "priority": 1}),
     (0.15, {"schedule": "weekdays at 20:00", "spread": "2 hours", "blackout": ["08:00 to 18:00"]}),
@@ -91,14 +89,13 @@ class Year:
         self.hosts = {f"h{number:02d}": Host() for number in range(hypervisors)}
         self.limits = Limits(dict.fromkeys(self.hosts, SLOTS), {})
         self.sections = [self._section(number, keys) for number, (_, keys) in enumerate(POLICIES)]
-        shares = [share for share, _ in POLICIES]
         names = list(self.hosts)
         self.machines = [
             Machine(f"{number:08x}-0000-4000-8000-000000000000", names[number % hypervisors], f"vm{number}")
             for number in range(machines)
         ]
         self.index = {machine.uuid: number for number, machine in enumerate(self.machines)}
-        self.of = self.chance.choices(range(len(POLICIES)), shares, k=machines)
+        self.of = self.chance.choices(range(len(POLICIES)), [share for share, _ in POLICIES], k=machines)
         self.joins = [START if self.chance.random() < 0.95 else self._when() for _ in range(machines)]
         self.duties: dict[int, Duty] = {}
         self.pointed: set[int] = {number for number, moment in enumerate(self.joins) if moment == START}
@@ -180,8 +177,9 @@ class Year:
     def _decide(self, section: Section, found: list[int], now: datetime) -> set[str]:
         duties = {(self.machines[one].uuid, section.name): self.duties[one] for one in found if one in self.duties}
         active = {self.machines[one].uuid: self.active[one] for one in found if one in self.active}
+        pointed = {(self.machines[one].uuid, "main") for one in found if one in self.pointed}
         decisions = decide(
-            [section], [self.machines[one] for one in found], duties, active, now, pointed=self._pointed, since=now
+            [section], [self.machines[one] for one in found], duties, active, now, pointed=lambda: pointed, since=now
         )
         waiting: dict[int, datetime | None] = {}
         hosts = set()
@@ -206,9 +204,6 @@ class Year:
             else:
                 self._next(one, section, now)
         return hosts
-
-    def _pointed(self) -> set[tuple[str, str]]:
-        return {(self.machines[one].uuid, "main") for one in self.pointed}
 
     def _next(self, number: int, section: Section, now: datetime) -> None:
         duty = self.duties[number]
@@ -350,8 +345,7 @@ class Year:
         if decided != expected:
             self.found.wrong.append(f"{decided} moments were decided, and there were {expected}")
         counts["moments"] = expected
-        idle = [number for number in self.duties if self._forgotten(number)]
-        if idle:
+        if idle := [number for number in self.duties if self._forgotten(number)]:
             self.found.wrong.append(f"{len(idle)} machines were forgotten, like {idle[0]}")
 
     def _forgotten(self, number: int) -> bool:
@@ -390,12 +384,11 @@ def main() -> None:
     print(f"  run            {counts['run']}")
     print(f"  left out       {counts['left out']}  (the backup of the moment before still went on)")
     print(f"  made up for    {counts['made up for by another']}  (by the next backup, after downtime)")
-    print(f"first backups    {counts['first backups']}  (machines that joined, weekly ones)")
+    print(f"first backups    {counts['first backups']}  (of machines that joined with a weekly schedule)")
     print(f"ended late       {sum(late.values())}  " + ", ".join(f"{why}: {n}" for why, n in sorted(late.items())))
-    waits = sorted(found.waits)
-    if waits:
+    if waits := found.waits:
         long = sum(wait > 1 for wait in waits)
-        print(f"restores         {len(waits)}, waited at most {waits[-1]:.0f} min; {long} for more than a minute")
+        print(f"restores         {len(waits)}, waited at most {max(waits):.0f} min; {long} for more than a minute")
     print(f"slots            {SLOTS} and one for restores; {found.most} used at most")
     for text in found.wrong[:20]:
         print(f"WRONG: {text}")

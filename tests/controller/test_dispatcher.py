@@ -15,6 +15,7 @@ from orchestrator.catalog.jobs import BACKUP, RESTORE, Ticket, add_job, find_job
 from orchestrator.catalog.owner import NOBODY, Owner
 from orchestrator.catalog.queue import Entry
 from orchestrator.catalog.store import Catalog
+from orchestrator.config import parse_config
 from orchestrator.dispatcher import Dispatcher, Limits, decide
 from orchestrator.jobs.backup_job import BackupJob
 from tests.controller.scripted import Bench
@@ -52,6 +53,29 @@ def test_as_many_as_there_are_slots_the_oldest_first() -> None:
     assert begins(*jobs) == ["3", "2"]
     assert begins(*jobs, entry("busy", queued=False)) == ["3"]
     assert begins(*jobs, entry("busy", queued=False), entry("busy2", queued=False)) == []
+
+
+def test_a_scheduled_backup_does_not_begin_in_a_blackout() -> None:
+    text = """
+        [vaults.main]
+        url = "file:///v"
+        key_file = "k"
+        [policies.gold]
+        timezone = "UTC"
+        blackout = ["08:00 to 18:00"]
+        [policies.free]
+        [protect.web]
+        machines = ["*"]
+        policy = "gold"
+        [protect.free]
+        machines = ["free"]
+        policy = "free"
+    """
+    config = parse_config(text, Path("/c.toml"))
+    jobs = [entry("asked"), entry("web", section="web"), entry("free", section="free")]
+    closed = decide(jobs, Limits.of(config, NOON), ME)
+    assert closed == {"asked": "", "free": "", "web": "in a blackout of policy gold until Sun 18:00"}
+    assert set(begins(*jobs, limits=Limits.of(config, NOON + timedelta(hours=6)))) == {"asked", "web", "free"}
 
 
 def test_why_it_waits() -> None:
