@@ -188,7 +188,6 @@ def test_killed_while_frozen_the_guard_thaws_over_a_connection_of_its_own(elsewh
     until(lambda: not world.frozen(elsewhere.guest))
     elsewhere.place.good("job", "list")
     elsewhere.clean()
-    elsewhere.mended()
 
 
 def test_the_connection_is_cut_while_frozen(elsewhere: Elsewhere) -> None:
