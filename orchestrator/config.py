@@ -107,9 +107,11 @@ class Config(Value):
     ) -> str | None:
         """Name of the section whose policy counts for the machine's backups: the first that covers it and goes into
         `vault`, if that is given and there is one, else the first that covers it at all."""
-        found = self.protections(hypervisor, machine, tags)
-        into = [name for name in found if vault is not None and vault == self.vault_of(name)]
-        return next(iter(into or found), None)
+        found = (name for name, protect in self.protect.items() if covers(protect, hypervisor, machine, tags))
+        first = next(found, None)
+        if vault is None or first is None or self.vault_of(first) == vault:
+            return first
+        return next((name for name in found if self.vault_of(name) == vault), first)
 
     def vault_of(self, section: str) -> str | None:
         """The vault of a `[protect.*]` section; None if it names none and there is no default."""
