@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.scheduling import pytest_collection_modifyitems, pytest_xdist_make_scheduler
+from tests.servers.fixtures import catalog_url, postgres, redis
 
 if TYPE_CHECKING:
     import libvirt
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tests.vault.buckets import Server
 
 
-__all__ = ["pytest_collection_modifyitems", "pytest_xdist_make_scheduler"]
+__all__ = ["catalog_url", "postgres", "pytest_collection_modifyitems", "pytest_xdist_make_scheduler", "redis"]
 
 OPEN_FILES = 512
 """Half of what a login gets from most distributions."""

@@ -3,6 +3,9 @@
 On SQLite: WAL, so that watching never blocks working; `synchronous=FULL`, because an obligation that a power cut
 forgets is a guest that nobody thaws; writers take the lock when they begin, so that none fails half-way. alembic is
 imported only when the schema is not the newest: its import costs more than most commands.
+
+On PostgreSQL what several processes change is guarded by the statements themselves, as on SQLite. A connection is
+tried before it is used, so that a server that was started again is no error of the next command.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlmodel import Session
 
@@ -20,6 +23,8 @@ from orchestrator.catalog.schema import HEAD
 from workers.contract.errors import ConfigError, StillframeError
 
 BUSY_SECONDS = 30
+CONNECT_SECONDS = 10
+_MIGRATION = 0x53F0  # an advisory lock of ours: two processes that open a new catalog at once make it once
 
 
 class Catalog:
@@ -36,11 +41,15 @@ class Catalog:
         catalog = Catalog(engine)
         try:
             with catalog._writing.begin() if not _current(engine) else engine.connect() as connection:
-                if not _is_head(connection):
+                if not _is_head(connection, alone=True):
                     _migrate(connection)
         except DBAPIError as error:
             catalog.close()
-            raise ConfigError(f"the catalog {url} cannot be opened: {error.orig}") from None
+            shown = engine.url.render_as_string(hide_password=True)
+            raise ConfigError(f"the catalog {shown} cannot be opened: {error.orig}") from None
+        except BaseException:
+            catalog.close()
+            raise
         return catalog
 
     @contextmanager
@@ -74,7 +83,7 @@ def _engine(url: str) -> Engine:
             # QEMU, another user, passes this folder on its way to scratch; the file is for nobody else.
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
             file.touch(mode=0o600)
-        engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS} if _is_sqlite(url) else {})
+        engine = _connected(parsed)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise ConfigError(
             f"the catalog {url} cannot be meant: {error}",
@@ -89,6 +98,14 @@ def _engine(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _connected(url: URL) -> Engine:
+    if url.get_backend_name() == "sqlite":
+        return create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    return create_engine(url, connect_args={"connect_timeout": CONNECT_SECONDS}, pool_pre_ping=True)
 
 
 def _is_sqlite(url: str) -> bool:
@@ -111,8 +128,11 @@ def _current(engine: Engine) -> bool:
         return _is_head(connection)
 
 
-def _is_head(connection: Connection) -> bool:
-    """Whether the schema is the newest. Raises StillframeError if a newer Stillframe has migrated it."""
+def _is_head(connection: Connection, *, alone: bool = False) -> bool:
+    """Whether the schema is the newest; `alone`: nobody else migrates it until the transaction ends. Raises
+    StillframeError if a newer Stillframe has migrated it."""
+    if alone and connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION})"))
     if not inspect(connection).has_table("alembic_version"):
         return False
     found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

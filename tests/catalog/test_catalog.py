@@ -12,7 +12,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel import SQLModel
 
 from orchestrator.catalog import owner
@@ -52,8 +52,9 @@ from workers.contract.points import Point
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/folder/catalog.db"
+def url(catalog_url: str) -> str:
+    """On SQLite and on PostgreSQL."""
+    return catalog_url
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_events_are_append_only(catalog: Catalog, statement: str) -> None:
     add_backup(catalog, "one")
     with catalog.write() as session:
         append_event(session, "one", "started", "begun")
-    with pytest.raises(IntegrityError, match="append-only"), catalog.write() as session:
+    with pytest.raises(DBAPIError, match="append-only"), catalog.write() as session:
         session.connection().execute(text(statement))
     with catalog.read() as session:
         assert [event.text for event in events_of(session, "one")] == ["begun"]
@@ -295,8 +296,10 @@ def test_of_a_machine_that_was_never_seen_nothing_is_kept(catalog: Catalog) -> N
 
 
 def test_a_catalog_of_the_first_schema_keeps_its_machines(url: str) -> None:
-    Path(url.removeprefix("sqlite:///")).parent.mkdir(exist_ok=True)
-    with create_engine(url).begin() as connection:
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(exist_ok=True)
+    engine = create_engine(url)
+    with engine.begin() as connection:
         first = Config()
         first.set_main_option("script_location", "orchestrator.catalog:migrations")
         first.attributes["connection"] = connection
@@ -308,6 +311,7 @@ def test_a_catalog_of_the_first_schema_keeps_its_machines(url: str) -> None:
             "seen": "2026-11-22 02:00:00.000000",
         }
         connection.execute(text("INSERT INTO machine VALUES (:uuid, :hypervisor, :name, :seen)"), row)
+    engine.dispose()
     with Catalog.open(url) as catalog, catalog.write() as session:
         assert [row.name for row in seen_machines(session)] == [MACHINE.name]
         put_extension(session, MACHINE.uuid, ENABLED)
