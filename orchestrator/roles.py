@@ -12,9 +12,11 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import FrameType
+
+from sqlalchemy.exc import DBAPIError
 
 from orchestrator.catalog import owner
 from orchestrator.catalog.alerts import Severity, raise_alert, resolve_alert
@@ -27,7 +29,7 @@ from orchestrator.control import Control
 from orchestrator.controller import Job
 from orchestrator.engine import Engine
 from orchestrator.jobs.states import TERMINAL
-from orchestrator.leases import Lease
+from orchestrator.leases import LEASE_SECONDS, Lease
 from orchestrator.overseer import Overseer
 from orchestrator.reconciler import settle_dead
 from orchestrator.serving import Serving
@@ -140,22 +142,31 @@ def run_controller(
     reload: Callable[[], None],
     *,
     silent: float = SILENT_SECONDS,
+    lease: float = LEASE_SECONDS,
 ) -> None:
-    """A controller of the distributed form, until it is asked to end."""
+    """A controller of the distributed form, until it is asked to end. `silent`: seconds without a sign of life after
+    which a worker is gone; `lease`: for how long it leads without renewing."""
     with (
         Control(config, catalog, engine, silent=silent) as control,
-        _served([*control.chores(), *chores], catalog, engine, signals, reload),
+        _served([*control.chores(), *chores], catalog, engine, signals, reload, seconds=lease) as serving,
     ):
+        control.listen(serving.news)
         signals.ending.wait()
 
 
 @contextmanager
 def _served(
-    chores: Sequence[Chore], catalog: Catalog, engine: Engine, signals: Signals, reload: Callable[[], None]
-) -> Iterator[None]:
+    chores: Sequence[Chore],
+    catalog: Catalog,
+    engine: Engine,
+    signals: Signals,
+    reload: Callable[[], None],
+    *,
+    seconds: float = LEASE_SECONDS,
+) -> Iterator[Serving]:
     """While open, chores are done whenever this process leads."""
-    lease = Lease(catalog)
-    serving = Serving(lambda: chores, lease, trouble(catalog))
+    lease = Lease(catalog, seconds=seconds)
+    serving = Serving(lambda: chores, lease, trouble(catalog), renew=seconds / 3)
 
     def ended(job: Job) -> None:
         if job.state in TERMINAL:
@@ -171,8 +182,9 @@ def _served(
     with signals.heard(again):
         thread.start()
         try:
-            yield
+            yield serving
         finally:
             serving.stop()
             thread.join(END_SECONDS)
-            lease.give_up()
+            with suppress(DBAPIError):  # a catalog that is away: the lease runs out by itself
+                lease.give_up()

@@ -65,8 +65,6 @@ def without_password(url: str) -> str:
 
 def make_app(*, broker_url: str = "memory://", backend_url: str) -> Celery:
     """`backend_url`: `file:///folder` (embedded; the folder is made) or `redis://…`."""
-    from celery import Celery
-
     if backend_url.startswith("file://"):
         folder = Path(backend_url.removeprefix("file://"))
         try:
@@ -76,21 +74,28 @@ def make_app(*, broker_url: str = "memory://", backend_url: str) -> Celery:
                 f"{folder} cannot be made: {error.strerror}",
                 hint="set `runtime` under [paths] to a folder that you may write",
             ) from None
-    options: dict[str, Any] = {
-        "visibility_timeout": _DAY,
-        "socket_keepalive": True,
-        "socket_timeout": 10,
-        "socket_connect_timeout": 5,
-        "retry_policy": {"max_retries": 1, "interval_start": 0, "timeout": 2},
-    }
-    memory = is_embedded(broker_url)
     # The memory broker is one for the whole process: the app's name, which begins its queues' names, keeps two apart.
-    main = f"stillframe-{secrets.token_hex(4)}" if memory else "stillframe"
+    main = f"stillframe-{secrets.token_hex(4)}" if is_embedded(broker_url) else "stillframe"
+    return _configured(main, broker_url, backend_url)
+
+
+_REDIS = {
+    "visibility_timeout": _DAY,
+    "socket_keepalive": True,
+    "socket_timeout": 10,
+    "socket_connect_timeout": 5,
+    "retry_policy": {"max_retries": 1, "interval_start": 0, "timeout": 2},
+}
+
+
+def _configured(main: str, broker_url: str, backend_url: str) -> Celery:
+    from celery import Celery
+
     app = Celery(main, broker=broker_url, backend=backend_url, set_as_current=False)
-    if memory:
+    if is_embedded(broker_url):
         app.conf.update(broker_url="", broker_transport="workers.memory_broker:Transport")
     else:
-        app.conf.update(broker_transport_options=options, result_backend_transport_options=options)
+        app.conf.update(broker_transport_options=_REDIS, result_backend_transport_options=_REDIS)
     app.conf.update(
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
@@ -261,6 +266,13 @@ def plans_for(hypervisors: Iterable[str], *, control: bool, threads: int = THREA
     return [*plans, Plan("rescue", [rescue_queue(name) for name in names], 1)] if names else plans
 
 
+def _same(app: Celery) -> Celery:
+    """Another app with the same settings, queues and tasks."""
+    twin = _configured(app.main, app.conf.broker_url or "memory://", app.conf.result_backend)
+    twin.tasks.update({name: task for name, task in app.tasks.items() if not name.startswith("celery.")})
+    return twin
+
+
 class ThreadWorkers:
     """Consumers inside this process, on threads. Use as a context manager."""
 
@@ -274,7 +286,6 @@ class ThreadWorkers:
         for name in ("celery", "kombu", "celery.worker"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         for plan in self._plans:
-            # One after the other: which queues a consumer takes is kept on the app until it has connected.
             ready = threading.Event()
             worker = self._worker(plan, ready)
             thread = threading.Thread(target=worker.start, name=f"worker-{plan.name}", daemon=True)
@@ -288,7 +299,9 @@ class ThreadWorkers:
 
         from celery.concurrency.thread import TaskPool
 
-        app = self._app
+        # Which queues a consumer takes is kept on the app, and read again at each new connection: one that it shared
+        # would have the consumer take the queues of another one when Redis is back.
+        app = _same(self._app)
 
         class Pool(TaskPool):  # type: ignore[misc]
             # Celery looks a task up in the current app of the thread that runs it. Without this, that is the default
@@ -297,12 +310,12 @@ class ThreadWorkers:
                 super().__init__(*args, **options)
                 self.executor = ThreadPoolExecutor(max_workers=self.limit, initializer=app.set_current)
 
-        class Worker(self._app.WorkController):  # type: ignore[misc, name-defined]
+        class Worker(app.WorkController):  # type: ignore[misc, name-defined]
             def on_consumer_ready(self, consumer: object) -> None:  # noqa: ARG002 - Celery's own signature
                 ready.set()
 
         return Worker(
-            app=self._app,
+            app=app,
             hostname=f"{plan.name}@{socket.gethostname()}",
             pool_cls=Pool,
             concurrency=plan.threads,

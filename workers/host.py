@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -31,14 +31,20 @@ class HostWorker:
     """Use as a context manager: it works as long as it is open."""
 
     def __init__(
-        self, app: Celery, context: Context, hypervisors: Sequence[str], *, beat_seconds: float = BEAT_SECONDS
+        self,
+        app: Celery,
+        context: Context,
+        hypervisors: Sequence[str],
+        *,
+        beat_seconds: float = BEAT_SECONDS,
+        tasks: Callable[[Celery, Context], Tasks] = Tasks,
     ) -> None:
         self._app = app
         self._hypervisors = list(hypervisors)
         self._beat_seconds = beat_seconds
         self._started = datetime.now(UTC).isoformat()
         self.name = f"{'+'.join(hypervisors)}@{socket.gethostname()}.{secrets.token_hex(2)}"
-        self._desk = Tasks(app, context).desk
+        self._desk = tasks(app, context).desk
         self._workers = ThreadWorkers(app, plans_for(hypervisors, control=False))
         self._over = threading.Event()
         self._beats = threading.Thread(target=self._beat_on, name="beats", daemon=True)
