@@ -66,7 +66,7 @@ class ScriptedTasks(Tasks):
         return self._worlds.setdefault(command.machine.uuid, World())
 
 
-def controller(file: Path) -> None:
+def controller(file: Path, silent: float = SILENT) -> None:
     with Service.open(load_config(file), reconcile=False) as service:
         print("up", flush=True)
         run_controller(
@@ -76,7 +76,7 @@ def controller(file: Path) -> None:
             service.chores(),
             Signals(),
             service.reload,
-            silent=SILENT,
+            silent=silent,
             lease=LEASE,
         )
 
@@ -97,6 +97,6 @@ def worker(file: Path, hypervisor: str) -> None:
 if __name__ == "__main__":
     role, config_file, *names = sys.argv[1:]
     if role == "controller":
-        controller(Path(config_file))
+        controller(Path(config_file), *map(float, names))
     else:
         worker(Path(config_file), *names)
