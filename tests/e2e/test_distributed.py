@@ -266,6 +266,7 @@ def test_a_whole_host_is_gone_and_comes_back(fleet: Fleet) -> None:
     """Its machines were cut off: their bitmaps are of no use, and what changed is not known."""
     begun = in_the_middle(fleet)
     fleet.hosts["lab1"].kill()
+    fleet.workers["lab1"].wait()
     fleet.hosts["lab1"].close()
     fleet.hosts["lab1"] = start_host(fleet.folder / "lab1", "lab1")
     for machine in ("lab1a", "lab1b"):
