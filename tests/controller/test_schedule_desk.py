@@ -18,6 +18,7 @@ from orchestrator.catalog.schema import DutyRow, JobRow, MachineRow
 from orchestrator.config import parse_config
 from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.schedule_desk import ScheduleDesk
+from orchestrator.scheduler import Run
 from orchestrator.service import Service
 from tests.jobs.test_backup import run_backup
 from tests.jobs.world import MACHINE, World
@@ -232,3 +233,14 @@ def test_a_backup_goes_on_from_the_base_in_its_own_vault(place: Place) -> None:
     assert job.base is None
     assert not job.earlier
     assert owner.this_process() == place.service.engine.owner("lab")
+
+
+def test_a_decision_that_is_out_of_date_makes_no_job(place: Place) -> None:
+    place.desk.tick(NIGHT)
+    now = NIGHT + timedelta(hours=1)
+    stale = [one for one in place.another().decide(now) if isinstance(one, Run)]
+    [id] = place.desk.tick(now)
+    place.ends(id)
+    assert place.another()._make(stale) == [], "another controller has begun it, and it has ended already"
+    with place.catalog.read() as session:
+        assert len(session.exec(select(JobRow)).all()) == 1
