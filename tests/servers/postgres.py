@@ -25,7 +25,11 @@ def programs() -> Path:
 
 
 def _as_user(argv: list[str | Path]) -> list[str | Path]:
-    return argv if os.getuid() else ["setpriv", "--reuid", USER, "--regid", USER, "--clear-groups", *argv]
+    return (
+        argv
+        if os.getuid()
+        else ["setpriv", "--pdeathsig", "KILL", "--reuid", USER, "--regid", USER, "--clear-groups", *argv]
+    )
 
 
 class Postgres(Server):

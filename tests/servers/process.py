@@ -1,4 +1,5 @@
-"""A server of a test: a process group of its own, that ends with the test, or is killed in its middle."""
+"""A server of a test: a process group of its own, that ends with the test, however that ends, or is killed in its
+middle."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ class Server:
     """`answers` raises OSError, or returns False, as long as it is not up."""
 
     def __init__(self, argv: Sequence[str | Path], log: Path, answers: Callable[[], bool]) -> None:
-        self._argv = [str(word) for word in argv]
+        self._argv = ["setpriv", "--pdeathsig", "KILL", *(str(word) for word in argv)]
         self._log = log
         self._answers = answers
         self._process: subprocess.Popen[bytes] | None = None
@@ -42,7 +43,7 @@ class Server:
                 self._process.wait(0.02)
         said = self._log.read_text(errors="replace")[-2000:]
         self.kill()
-        raise AssertionError(f"{self._argv[0]} did not come up: {said}")
+        raise AssertionError(f"{self._argv[3]} did not come up: {said}")
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         """It and its children, all at once."""
