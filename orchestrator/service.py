@@ -6,17 +6,20 @@ them. Everything returned is a frozen value.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+
+from sqlalchemy.exc import OperationalError
 
 from orchestrator import audit, find
 from orchestrator.audit import Act, Journal, audited
 from orchestrator.catalog import owner
 from orchestrator.catalog.fleet import NOTHING_KNOWN, known_machines, newest_points
 from orchestrator.catalog.jobs import events_of, find_job, load_job, owner_of, recent_jobs, unsettled
-from orchestrator.catalog.store import Catalog
+from orchestrator.catalog.store import Catalog, unreachable
 from orchestrator.chores import Chore
 from orchestrator.config import Config
 from orchestrator.config_watch import ConfigWatch
@@ -58,6 +61,8 @@ __all__ = ["JobView", "MachineView", "PointView", "Service", "VaultView"]
 
 POLL = 0.2
 """Seconds between looks at a job that may move in another process."""
+AWAY_SECONDS = 300.0
+"""For how long a catalog that does not answer is waited for: a database that is started again."""
 
 
 class Service:
@@ -306,15 +311,23 @@ class Service:
         return [self.job(job_id) for job_id in ids]
 
     def wait(self, job_id: str, *, on_progress: Callable[[JobView], None] | None = None) -> JobView:
-        """Wait until the job has ended, whichever process runs it; if that process dies, the job is settled here."""
-        seen = 0
+        """Wait until the job has ended, whichever process runs it; if that process dies, the job is settled here. A
+        catalog that goes away meanwhile is waited for. Raises CatalogUnreachable after `AWAY_SECONDS`."""
+        seen, away_since = 0, 0.0
         while True:
-            view = self.job(job_id)
+            try:
+                view, of = self.job(job_id), self._owner_of(job_id)
+                away_since = 0.0
+            except OperationalError as away:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > AWAY_SECONDS:
+                    raise unreachable(away) from None
+                seen = self.engine.wait_for_change(seen, POLL)
+                continue
             if on_progress is not None:
                 on_progress(view)
             if view.state in TERMINAL:
                 return view
-            of = self._owner_of(view.id)
             if owner.is_dead(of):
                 self.reconcile()
             elif of == owner.this_process():

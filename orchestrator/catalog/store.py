@@ -22,11 +22,19 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlmodel import Session
 
 from orchestrator.catalog.schema import HEAD
-from workers.contract.errors import ConfigError, StillframeError
+from workers.contract.errors import CatalogUnreachable, ConfigError, StillframeError
 
 BUSY_SECONDS = 30
 CONNECT_SECONDS = 10
 _MIGRATION = 0x53F0  # an advisory lock of ours: two processes that open a new catalog at once make it once
+
+
+def unreachable(error: DBAPIError) -> CatalogUnreachable:
+    """A database that does not answer, as an error for people."""
+    why = str(error.orig).strip().partition("\n")[0]
+    return CatalogUnreachable(
+        f"the catalog does not answer: {why}", hint="is its database up? jobs that run go on without this command"
+    )
 
 
 class Catalog:

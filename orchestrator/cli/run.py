@@ -108,6 +108,7 @@ class Session:
             return False
         from workers.contract.errors import ErrorInfo, StillframeError
 
+        error = _for_people(error)
         if isinstance(error, BrokenPipeError):
             # Whoever read our output has enough of it (`| head`): not worth a word, but the interpreter must not
             # try to flush into the closed pipe at its end.
@@ -137,6 +138,19 @@ class Session:
         with os.fdopen(handle, "w") as file:
             file.write(f"{' '.join(sys.argv)}\n{text}")
         return Path(path)
+
+
+def _for_people(error: BaseException) -> BaseException:
+    """A catalog whose database went away under a command is no defect of ours."""
+    if "sqlalchemy" not in sys.modules:
+        return error
+    from sqlalchemy.exc import OperationalError
+
+    if not isinstance(error, OperationalError):
+        return error
+    from orchestrator.catalog.store import unreachable
+
+    return unreachable(error)
 
 
 def consistency(word: str | None) -> Consistency | None:

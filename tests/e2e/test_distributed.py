@@ -248,6 +248,8 @@ def test_controller_redis_and_postgresql_are_killed(fleet: Fleet) -> None:
     fleet.start_controller()
     fleet.redis.kill()
     fleet.redis.start()
+    fleet.postgres.kill()
+    fleet.postgres.start()
     ended = outcome(begun)
     assert all(why == "succeeded" or "no worker was heard" in why for why in ended.values()), ended
     all_is_well(fleet)

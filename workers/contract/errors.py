@@ -13,6 +13,7 @@
     │   ├── StoreUnreachable          1     yes    an object store does not answer, or refuses us
     │   ├── Locked                    1            it may not be deleted or shortened yet, or not by one person alone
     │   └── WrongClock                1            the clock says a time before something in the vault was made
+    ├── CatalogUnreachable            1     yes    the catalog's database does not answer
     ├── Busy                         11     yes    somebody else works on this machine or file
     ├── HypervisorError               1     yes    libvirt or QEMU refused, or cannot be reached
     │   ├── HypervisorUnreachable     1     yes
@@ -119,6 +120,10 @@ class Locked(VaultError):
 
 class WrongClock(VaultError):
     pass
+
+
+class CatalogUnreachable(StillframeError):
+    retryable = True
 
 
 class Busy(StillframeError):
