@@ -242,9 +242,10 @@ def _as_field(path: Path) -> str:
 
 
 def _own_folder(runtime: Path) -> Path:
-    base = runtime
-    if len(str(base / f"{_PREFIX}{os.getpid()}-12345678/master").encode()) + _MASTER_EXTRA > _LONGEST:
-        base = Path(tempfile.gettempdir())
+    def fits(base: Path) -> bool:
+        return len(str(base / f"{_PREFIX}{os.getpid()}-12345678/master").encode()) + _MASTER_EXTRA <= _LONGEST
+
+    base = next((base for base in (runtime, Path(tempfile.gettempdir())) if fits(base)), Path("/tmp"))
     base.mkdir(parents=True, exist_ok=True)
     for old in base.glob(f"{_PREFIX}*-*"):
         found = re.fullmatch(rf"{_PREFIX}(\d+)-\w{{8}}", old.name)
