@@ -40,8 +40,9 @@ class Subject:
 
     @property
     def globs(self) -> tuple[str, ...]:
-        """How a list may name it alone."""
-        return literal(self.name), f"{literal(self.hypervisor)}/{literal(self.name)}"
+        """How a list may name it, and no other: the bare name of several machines means all of them."""
+        full = f"{literal(self.hypervisor)}/{literal(self.name)}"
+        return (literal(self.name), full) if self.alone else (full,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,10 @@ class Controller:
         moved = self._transact(begin)
         for before, after, commands in moved:
             _write_down(before, after, "started")
-            self._follow("started", before, after, commands)
+            try:
+                self._follow("started", before, after, commands)
+            except Exception:  # whatever happens to one, the others have begun as well, and must be told to
+                log.exception("job %s: its first command could not be sent", after.id)
         return [after.id for _, after, _ in moved]
 
     def retry_release(self, job_id: str) -> None:

@@ -56,6 +56,7 @@ class Engine:
         self._news = threading.Condition()
         self._changes = 0
         self._broken: dict[str, Exception] = {}
+        self._closing = threading.Event()
         self._listeners: list[Callable[[Job], None]] = []
 
     @property
@@ -104,7 +105,7 @@ class Engine:
                     changed=self._changed,
                 )
                 self._tasks = Tasks(app, self._context)
-                register(app, controller, self._broke)
+                register(app, controller, self._broke, patience=lambda: not self._closing.wait(0.5))
                 self._dispatcher = Dispatcher(self._catalog, controller, lambda: Limits.of(self._config), mine)
                 plans = celery.plans_for(self._config.worker.hypervisors, control=True)
                 self._worker = celery.ThreadWorkers(app, plans).__enter__()
@@ -190,6 +191,7 @@ class Engine:
             listener(job)
 
     def close(self) -> None:
+        self._closing.set()
         with self._starting:
             for worker in self._more:
                 worker.__exit__(None, None, None)

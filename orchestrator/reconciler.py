@@ -51,7 +51,17 @@ def reconcile(
 
 def settle_dead(catalog: Catalog, controller: Callable[[], Controller]) -> None:
     """The same for a service, which need not wait: it hears how they end. A release that failed waits a while."""
+    adopt(catalog)
     _take_all(catalog, controller, patience=RETRY)
+
+
+def adopt(catalog: Catalog) -> None:
+    """Take over what dead processes have left in the queue for its schedule: its moment is decided and does not come
+    again, so it begins here, in its turn."""
+    with catalog.read() as session:
+        rows = [row for row in unsettled(session) if _ours_to_settle(row) and _waits(row)]
+    for row in rows:
+        _take(catalog, row)
 
 
 def _take_all(
@@ -59,7 +69,7 @@ def _take_all(
 ) -> tuple[list[JobRow], list[str]]:
     """Jobs that were taken over, and why some of them could not be begun."""
     with catalog.read() as session:
-        rows = [row for row in unsettled(session) if _ours_to_settle(row)]
+        rows = [row for row in unsettled(session) if _ours_to_settle(row) and not _waits(row)]
     rows = [row for row in rows if row.active or row.updated <= now() - patience]
     taken = [row for row in rows if _take(catalog, row)]
     return taken, [line for row in taken if (line := _begin(controller(), row))]
@@ -68,6 +78,11 @@ def _take_all(
 def _ours_to_settle(row: JobRow) -> bool:
     of = owner_of(row)
     return of != owner.NOBODY and (not row.active or owner.is_dead(of))
+
+
+def _waits(row: JobRow) -> bool:
+    """Scheduled, and nothing of it has begun."""
+    return row.state == JobState.QUEUED and bool(row.section)
 
 
 def _take(catalog: Catalog, row: JobRow) -> bool:

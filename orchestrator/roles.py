@@ -105,7 +105,8 @@ class EmbeddedRole:
         settle_dead(self._catalog, lambda: self._engine.controller)
 
     def end_jobs(self, seconds: float = END_SECONDS) -> list[str]:
-        """Cancel the jobs of this process and wait until they have released; those that have not."""
+        """Cancel the jobs of this process and wait until they have released; those that have not. What only waits, for
+        its schedule, is left in the queue: the next service begins it."""
         for job in self._mine():
             self._engine.controller.advance(job, CancelRequested(by="the end of the service"))
         seen, end = 0, datetime.now(UTC).timestamp() + seconds
@@ -115,7 +116,11 @@ class EmbeddedRole:
 
     def _mine(self) -> list[str]:
         with self._catalog.read() as session:
-            return [entry.id for entry in entries(session) if entry.owner == self._me]
+            return [
+                entry.id
+                for entry in entries(session)
+                if entry.owner == self._me and not (entry.queued and entry.section)
+            ]
 
 
 def _ignore(_value: object) -> None:

@@ -46,6 +46,7 @@ class HostWorker:
         self.name = f"{'+'.join(hypervisors)}@{socket.gethostname()}.{secrets.token_hex(2)}"
         self._desk = tasks(app, context).desk
         self._workers = ThreadWorkers(app, plans_for(hypervisors, control=False))
+        self._ending = False
         self._over = threading.Event()
         self._beats = threading.Thread(target=self._beat_on, name="beats", daemon=True)
 
@@ -70,11 +71,14 @@ class HostWorker:
             hypervisors=self._hypervisors,
             running=running,
             free=max(0, THREADS - len(running)),
+            ending=self._ending,
         )
 
     def finish(self, grace: float) -> list[Running]:
         """Take no more commands, finish what is being performed, at most for `grace` seconds; then transfers end
         themselves and say so. What is still performed after that: nobody waits for it."""
+        self._ending = True
+        post_beat(self._app, self.beat())
         self._workers.take_no_more()
         if not self._desk.wait_until_idle(grace):
             self._desk.ending = True

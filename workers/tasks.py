@@ -42,6 +42,7 @@ from workers.work_desk import WorkDesk
 if TYPE_CHECKING:
     from celery import Celery
 
+    from workers.vault import Vault
     from workers.visit import Visit
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,32 @@ class Tasks:
         return m.Prepared(inventory=found, online=online, extension=extension, base_readable=readable)
 
     def take_snapshot(self, command: m.TakeSnapshot) -> m.Event:
+        """A command that waited in its queue until its job had been given up and released must leave nothing behind:
+        its job is looked for before, and again afterwards. Raises VaultError then."""
+        self._require_session(command.vault, command.job)
+        event = self._take_snapshot(command)
+        try:
+            self._require_session(command.vault, command.job)
+        except VaultError:
+            checkpoint = m.sf_name(command.job) if command.online else None
+            self._release_late(command, checkpoint)
+            raise
+        return event
+
+    def _release_late(self, command: m.TakeSnapshot, checkpoint: str | None) -> None:
+        release = m.Release(
+            job=command.job,
+            machine=command.machine,
+            vault=command.vault,
+            point="",
+            commit_sent=False,
+            thaw=False,
+            new_checkpoint=checkpoint,
+            old_checkpoint=None,
+        )
+        self.release(release)
+
+    def _take_snapshot(self, command: m.TakeSnapshot) -> m.Event:
         name, uuid = command.machine.hypervisor, command.machine.uuid
         hypervisor = self._context.hypervisor(name)
         places = self._context.places(name)
@@ -166,7 +193,12 @@ class Tasks:
         )
 
     def transfer_disk(self, command: m.TransferDisk) -> m.Event:
-        with self.desk.turn(command.machine.hypervisor, lambda: self._stop_if_unwanted(command.job)):
+        def look() -> None:  # the snapshot stands, and its scratch grows, while the transfer waits for its turn
+            self._stop_if_unwanted(command.job)
+            if command.online:
+                snapshot.require_space(self._context.places(command.machine.hypervisor))
+
+        with self.desk.turn(command.machine.hypervisor, look):
             return self._transfer_disk(command)
 
     def _transfer_disk(self, command: m.TransferDisk) -> m.Event:
@@ -222,13 +254,18 @@ class Tasks:
         if cancel_requested(self._app, job):
             raise Cancelled("cancelled")
 
-    def commit_point(self, command: m.CommitPoint) -> m.Event:
+    def _require_session(self, name: str, job: str) -> Vault:
+        """The vault. Raises VaultError if the job has ended: its session there is withdrawn."""
         from workers.vault.sessions import SESSIONS, read_session
 
-        vault = self._context.vault(command.vault)
-        if read_session(vault.store, SESSIONS + command.job) is None:
-            # Settled long ago: the point is there, or was deleted since, and its blocks may be gone.
-            raise VaultError(f"job {command.job} has ended: its session is withdrawn, and it commits nothing any more")
+        vault = self._context.vault(name)
+        if read_session(vault.store, SESSIONS + job) is None:
+            raise VaultError(f"job {job} has ended: its session is withdrawn, and nothing of it is wanted any more")
+        return vault
+
+    def commit_point(self, command: m.CommitPoint) -> m.Event:
+        # Settled long ago: the point is there, or was deleted since, and its blocks may be gone.
+        vault = self._require_session(command.vault, command.job)
         point = vault.commit(command.point)
         return m.PointCommitted(point=point.id, locked_until=point.locked_until)
 

@@ -42,6 +42,7 @@ def workers(session: Session) -> Sequence[WorkerRow]:
 
 
 def served(session: Session, seconds: float = SILENT_SECONDS) -> frozenset[str]:
-    """Hypervisors with a worker that was heard of within so many seconds."""
-    recent = select(WorkerRow.hypervisors).where(col(WorkerRow.seen) >= now() - timedelta(seconds=seconds))
-    return frozenset(name for names in session.exec(recent).all() for name in names.split())
+    """Hypervisors with a worker that was heard of within so many seconds, and that takes commands."""
+    recent = select(WorkerRow).where(col(WorkerRow.seen) >= now() - timedelta(seconds=seconds))
+    alive = [row for row in session.exec(recent).all() if not (row.doc and Beat.model_validate_json(row.doc).ending)]
+    return frozenset(name for row in alive for name in row.hypervisors.split())

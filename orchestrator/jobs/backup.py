@@ -161,6 +161,7 @@ def _take_snapshot(job: BackupJob) -> TakeSnapshot:
     return TakeSnapshot(
         job=job.id,
         machine=job.machine,
+        vault=job.vault,
         online=job.online,
         disks=job.plans,
         excluded=[item.target for item in job.not_included],

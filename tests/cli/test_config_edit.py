@@ -179,3 +179,15 @@ def test_doubts_have_their_lines(config: Config) -> None:
     assert any(line == 'vault = "copy"' and "copy is a replica of main" in words for line, words in found)
     assert any(line == 'policy = "silver"' and "has no schedule" in words for line, words in found)
     assert doubts(config.model_copy(update={"protect": {}, "policies": {}})) == []
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_machine_of_the_same_name_elsewhere_stays_protected(tmp_path: Path, away: bool) -> None:
+    text = TEXT.replace('"db-1",', '"db",')
+    file = tmp_path / "stillframe.toml"
+    file.write_text(text)
+    config = parse_config(text, file)
+    subject = Subject("lab1", "db", (), alone=False)
+    edit = unprotect(config, subject) if away else protect(config, subject, "silver", None)
+    assert edit.config.protections("lab2", "db", ()) == ["web"]
+    assert "web" not in edit.config.protections("lab1", "db", ())

@@ -380,7 +380,12 @@ def test_a_question_on_a_terminal(lab: Cli) -> None:
 
 
 def test_an_interruption_cancels_and_leaves_nothing(lab: Cli) -> None:
-    code, shown = on_terminal(lab, ["backup", "run", NAME, "--full"], until="snapshotting", act="^C")
+    text = lab.file.read_text()
+    lab.configure(f'{text}\nbandwidth = "1MiB"\n')  # under [hypervisors.here]: it takes some seconds
+    try:
+        code, shown = on_terminal(lab, ["backup", "run", NAME, "--full"], until="snapshotting", act="^C")
+    finally:
+        lab.configure(text)
     assert code == 130, shown
     assert "interrupted" in shown
     assert "Traceback" not in shown

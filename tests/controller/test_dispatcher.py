@@ -16,13 +16,14 @@ from orchestrator.catalog.owner import NOBODY, Owner
 from orchestrator.catalog.queue import Entry
 from orchestrator.catalog.store import Catalog
 from orchestrator.config import parse_config
+from orchestrator.controller import Controller
 from orchestrator.dispatcher import Dispatcher, Limits, decide
 from orchestrator.jobs.backup_job import BackupJob
 from tests.controller.scripted import Bench
 from tests.controller.test_reconciler import dead
 from tests.jobs.world import World
 from workers.contract.machines import MachineRef
-from workers.contract.messages import CancelRequested
+from workers.contract.messages import CancelRequested, Command
 
 ME = Owner("here", "boot", 1, 1)
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -204,3 +205,20 @@ def many_at_once(url: str, catalog: Catalog, *, dispatchers: int = 4) -> None:
             one.catalog.close()
     assert sorted(begun) == ["j00", "j01", "j03"]
     assert sorted(command.job for one in benches for command in one.queue) == sorted(begun)
+
+
+def test_a_command_that_cannot_be_sent_holds_up_no_other(catalog: Catalog) -> None:
+    tried = []
+
+    def send(command: Command, _queue: str) -> None:
+        tried.append(command.job)
+        if len(tried) == 1:
+            raise OSError("the broker is away for a moment")
+
+    with catalog.write() as session:
+        for name in ("one", "two", "three"):
+            machine = MachineRef(hypervisor="lab", uuid=name, name=name)
+            job = BackupJob(id=name, machine=machine, vault="main", point=f"point-{name}")
+            add_job(session, job, ME, machine=(name, name), lock=f"machine:{name}")
+    begun = Dispatcher(catalog, Controller(catalog, send), lambda: Limits({}, {}), ME).dispatch()
+    assert sorted(tried) == sorted(begun) == ["one", "three", "two"]

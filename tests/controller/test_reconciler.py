@@ -9,14 +9,18 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.catalog import owner
-from orchestrator.catalog.jobs import Stale, find_job, load_job, owner_of, take_over
+from orchestrator.catalog.jobs import Stale, Ticket, add_job, find_job, load_job, owner_of, take_over
 from orchestrator.catalog.owner import Owner
+from orchestrator.catalog.schema import now
 from orchestrator.controller import Controller
+from orchestrator.dispatcher import Dispatcher, Limits
+from orchestrator.jobs.backup_job import BackupJob
 from orchestrator.jobs.states import JobState
-from orchestrator.reconciler import reconcile
+from orchestrator.reconciler import reconcile, settle_dead
 from tests.controller.scripted import Bench, add_backup, run_backup
 from tests.controller.test_controller import state
 from tests.jobs.world import failed
+from workers.contract.machines import MachineRef
 from workers.contract.messages import Command, Event, TakeSnapshot
 
 
@@ -84,6 +88,21 @@ def test_queued_job_of_a_dead_process_fails_without_a_command(bench: Bench) -> N
     settle(bench)
     assert state(bench.catalog, "one").state is JobState.FAILED
     assert bench.sent == []
+
+
+def test_what_a_dead_service_left_in_the_queue_for_its_schedule_begins_in_the_next(bench: Bench) -> None:
+    """Its moment is decided and does not come again: it must neither fail nor be forgotten."""
+    job = BackupJob(id="due", machine=MachineRef(hypervisor="lab", uuid="u", name="web"), vault="main", point="p")
+    with bench.catalog.write() as session:
+        ticket = Ticket(section="web", due=now())
+        add_job(session, job, dead(), machine=("u", "web"), lock="machine:u", ticket=ticket)
+    assert settle(bench) == []  # a command that only passes by
+    assert state(bench.catalog, "due").state is JobState.QUEUED
+    settle_dead(bench.catalog, lambda: bench.controller)
+    with bench.catalog.read() as session:
+        assert owner_of(find_job(session, "due")) == owner.this_process()
+    dispatcher = Dispatcher(bench.catalog, bench.controller, lambda: Limits({}, {}), owner.this_process())
+    assert dispatcher.dispatch() == ["due"]
 
 
 def test_job_of_a_living_process_is_left_alone(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -144,10 +145,9 @@ def test_a_worker_that_is_killed_gives_its_jobs_away(place_with: MakePlace) -> N
 @pytest.mark.timeout(180)
 def test_redis_and_postgresql_are_killed_in_the_middle(tmp_path: Path) -> None:
     redis = Redis(tmp_path / "redis")
-    (tmp_path / "pg").mkdir()
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
-    postgres = Postgres(tmp_path / "pg" / "server")
+    folder = Path(tempfile.mkdtemp(prefix="stillframe-test-postgres-"))  # its user cannot enter a test's own folder
+    folder.chmod(0o755)
+    postgres = Postgres(folder / "postgres")
     redis.start()
     postgres.start()
     place = make_place(tmp_path, postgres.new_database(), redis.url)
@@ -169,3 +169,4 @@ def test_redis_and_postgresql_are_killed_in_the_middle(tmp_path: Path) -> None:
         place.close()
         redis.kill()
         postgres.remove()
+        folder.rmdir()

@@ -103,6 +103,8 @@ class TakeSnapshot(Value):
     kind: Literal["take_snapshot"] = "take_snapshot"
     job: str
     machine: MachineRef
+    vault: str
+    """Where the job's session says whether it is still wanted."""
     online: bool
     disks: list[DiskPlan]
     excluded: list[str]
@@ -443,6 +445,8 @@ class Beat(Value):
     running: list[Running]
     free: int
     """Threads that wait for work: with none, a command may wait in the queue and is not lost."""
+    ending: bool = False
+    """It takes no more commands: nothing is begun on it any more."""
 
 
 BEAT_SECONDS = 10.0

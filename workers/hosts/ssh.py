@@ -52,16 +52,28 @@ class SshHost:
         self.connection = link
         self.name = str(link.login.address)
 
-    def _ask(self, script: str, *arguments: str, stdin: bytes = b"", timeout: float = _PATIENCE) -> Answer:
+    def _ask(self, script: str, *arguments: str, stdin: bytes = b"") -> Answer:
+        """Raises HypervisorUnreachable, also for an answer that does not come."""
+        try:
+            return self._answer(script, *arguments, stdin=stdin, timeout=_PATIENCE)
+        except TooSlow:
+            raise HypervisorUnreachable(f"{self.name} did not answer for {_PATIENCE:.0f} s") from None
+
+    def _answer(self, script: str, *arguments: str, stdin: bytes, timeout: float) -> Answer:
         with self.connection.shell() as shell:
             return shell.ask(script, *arguments, stdin=stdin, timeout=timeout)
 
+    def _test(self, doing: str, condition: str, path: Path) -> bool:
+        """Whether `condition` holds there. Raises DiskError where that cannot be said: no answer is not "no"."""
+        answer = self._ask(condition, str(path))
+        if answer.code not in (0, 1):
+            why = _reason(answer.err.decode(errors="replace")) or f"exit {answer.code}"
+            raise DiskError(f"{doing} {path} on {self.name}: {why}")
+        return answer.code == 0
+
     def _do(self, doing: str, script: str, *arguments: str, stdin: bytes = b"", taken: int = -1) -> bytes:
         """The output of a script that must succeed; exit code `taken` is a TargetExists."""
-        try:
-            answer = self._ask(script, *arguments, stdin=stdin)
-        except TooSlow:
-            raise HypervisorUnreachable(f"{doing}: {self.name} did not answer for {_PATIENCE:.0f} s") from None
+        answer = self._ask(script, *arguments, stdin=stdin)
         if answer.code == taken:
             raise TargetExists(f"{arguments[-1]} exists already")
         if answer.code:
@@ -73,7 +85,7 @@ class SshHost:
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 120.0) -> str:
         where = f" on {self.name}"
         try:
-            answer = self._ask('exec "$@"', *argv, stdin=stdin, timeout=timeout)
+            answer = self._answer('exec "$@"', *argv, stdin=stdin, timeout=timeout)
         except TooSlow:
             raise tools.too_slow(argv, timeout, where) from None
         if answer.code == 127:
@@ -122,10 +134,10 @@ class SshHost:
         return replace(seen, head=answer.out, trouble=_reason(answer.err.decode(errors="replace")))
 
     def taken(self, path: Path) -> bool:
-        return self._ask('[ -e "$1" ] || [ -L "$1" ]', str(path)).code == 0
+        return self._test("looking for", '[ -e "$1" ] || [ -L "$1" ]', path)
 
     def writable(self, folder: Path) -> bool:
-        return self._ask('[ -w "$1" ]', str(folder)).code == 0
+        return self._test("looking at", '[ -w "$1" ]', folder)
 
     def read(self, path: Path) -> bytes | None:
         answer = self._ask(_READ, str(path))
