@@ -129,7 +129,7 @@ def _post(app: Celery, task: str, arguments: list[str], queue: str, until: float
     pause = 0.2
     while True:
         try:
-            app.send_task(task, args=arguments, queue=_queue(app, queue))
+            app.send_task(task, args=arguments, queue=_queue(app, queue), ignore_result=True)
         except _unreachable():
             if time.monotonic() >= until:
                 raise
@@ -157,7 +157,7 @@ def _unreachable() -> tuple[type[Exception], ...]:
 def wake(app: Celery) -> bool:
     """Tell the controllers that a job waits. False: nobody can be told now; they look by themselves, a little later."""
     try:
-        app.send_task(DISPATCH, queue=_queue(app, CONTROL), retry=False, expires=60)
+        app.send_task(DISPATCH, queue=_queue(app, CONTROL), retry=False, expires=60, ignore_result=True)
     except _unreachable():
         return False
     return True
@@ -167,7 +167,12 @@ def post_beat(app: Celery, beat: Beat) -> bool:
     """Tell the controllers that a worker lives; False if the broker is away: the next one will do."""
     try:
         app.send_task(
-            BEAT, args=[beat.model_dump_json()], queue=_queue(app, CONTROL), retry=False, expires=SILENT_SECONDS
+            BEAT,
+            args=[beat.model_dump_json()],
+            queue=_queue(app, CONTROL),
+            retry=False,
+            expires=SILENT_SECONDS,
+            ignore_result=True,
         )
     except _unreachable():
         return False
@@ -334,7 +339,7 @@ class ThreadWorkers:
         for plan in self._plans:
             for _ in range(2):  # the loop that wakes up, and the one more that it makes before it ends: 2 s each else
                 with suppress(*_unreachable()):
-                    self._app.send_task(_WAKE, queue=plan.queues[0], retry=False)
+                    self._app.send_task(_WAKE, queue=plan.queues[0], retry=False, ignore_result=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

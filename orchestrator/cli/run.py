@@ -141,7 +141,15 @@ class Session:
 
 
 def _for_people(error: BaseException) -> BaseException:
-    """A catalog whose database went away under a command is no defect of ours."""
+    """A catalog or a broker that went away under a command is no defect of ours."""
+    if "kombu" in sys.modules:
+        from kombu.exceptions import OperationalError as NoBroker
+
+        from workers.contract.errors import BrokerUnreachable
+
+        if isinstance(error, NoBroker):
+            words = f"the broker does not answer: {error}".partition("\n")[0]
+            return BrokerUnreachable(words, hint="start Redis, or correct `url` under [broker]")
     if "sqlalchemy" not in sys.modules:
         return error
     from sqlalchemy.exc import OperationalError

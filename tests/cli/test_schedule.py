@@ -104,3 +104,12 @@ def test_a_configuration_is_checked(fleet: Cli) -> None:
     [schedule] = [line for line in shown.lines if line["key"] == "policies.gold.schedule"]
     assert schedule["value"] == "daily at 02:00"
     assert schedule["origin"].startswith(f"{fleet.file}:")
+
+
+def test_a_broker_that_does_not_answer_is_no_defect(fleet: Cli) -> None:
+    fleet.configure(fleet.file.read_text() + '[broker]\nurl = "redis://127.0.0.1:1/0"\n')
+    ran = fleet.run("vm", "list", "--refresh")
+    assert ran.code == 1, ran
+    assert "the broker does not answer" in ran.err
+    assert "[broker]" in ran.err
+    assert "defect" not in ran.err

@@ -14,6 +14,7 @@
     │   ├── Locked                    1            it may not be deleted or shortened yet, or not by one person alone
     │   └── WrongClock                1            the clock says a time before something in the vault was made
     ├── CatalogUnreachable            1     yes    the catalog's database does not answer
+    ├── BrokerUnreachable             1     yes    the broker between controllers and workers does not answer
     ├── Busy                         11     yes    somebody else works on this machine or file
     ├── HypervisorError               1     yes    libvirt or QEMU refused, or cannot be reached
     │   ├── HypervisorUnreachable     1     yes
@@ -123,6 +124,10 @@ class WrongClock(VaultError):
 
 
 class CatalogUnreachable(StillframeError):
+    retryable = True
+
+
+class BrokerUnreachable(StillframeError):
     retryable = True
 
 
