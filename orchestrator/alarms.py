@@ -298,7 +298,8 @@ def vault_space(name: str, used: int | None, free: int | None, growth: float | N
     if not (critical or warning):
         return Resolve(key, "there is room again")
     soon = f"; at this rate it is full in {days:.0f} days" if days is not None and days < DAYS_WARNING else ""
-    text = f"{share:.0%} of its space is free ({free / (1 << 30):.1f} GiB){soon}"
+    room = f"{free / (1 << 30):.1f} GiB" if free >= 1 << 30 else f"{free >> 20} MiB"
+    text = f"only {room} free, {share:.0%} of its space{soon}"
     severity = Severity.CRITICAL if critical else Severity.WARNING
     return Raise(key, severity, f"vault {name}", text, f"stillframe vault sweep {name}")
 

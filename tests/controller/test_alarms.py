@@ -286,6 +286,12 @@ def test_vault_that_fills_up(used: int | None, free: int | None, growth: float |
     assert (verdict.severity if isinstance(verdict, Raise) else None) == severity
 
 
+def test_a_small_vault_tells_what_is_left() -> None:
+    verdict = alarms.vault_space("main", 0, 20 << 20, None)
+    assert isinstance(verdict, Raise)
+    assert verdict.text == "only 20 MiB free, 100% of its space"
+
+
 def test_vault_that_nobody_verifies_or_that_is_damaged() -> None:
     late = alarms.vault_unverified("main", NOW - 4 * DAY, DAY, NOW)
     assert isinstance(late, Raise)
