@@ -81,6 +81,7 @@ def add(
     if uri is None:
         raise UsageError("say where it is", hint=f"stillframe hypervisor add {name} qemu+ssh://root@{name}/system")
     wanted = _wanted(uri, key_file, fingerprint)
+    with_hypervisor(config, name, wanted)  # what cannot be written is said before anything is connected to
     _connect(session, name, wanted)
 
     session.peek().audit.note("hypervisor.add", name, wanted.uri)
