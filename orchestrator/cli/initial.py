@@ -40,7 +40,7 @@ uri = "{uri}"
 # address = "10.0.0.5"
 # key_file = "web.key"
 
-# What backups of a machine ask for. Schedule and retention are checked, and run in a later version.
+# When machines are backed up, and how long points are kept; `stillframe serve` does it.
 # [policies.gold]
 # consistency = "application"
 # require = true                           # fail rather than make a point worth less
