@@ -56,7 +56,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def describe(detail: ErrorDetails) -> Mistake:
     """One of pydantic's findings."""
     where = [part for part in detail["loc"] if part != "[key]"]
-    key = str(where[-1]) if where else ""
+    named = [part for part in where if not isinstance(part, int)]  # of an item of a list: the list's own name
+    key = str(named[-1]) if named else ""
     value = detail["input"]
     match detail["type"]:
         case "extra_forbidden":

@@ -6,6 +6,7 @@ beside a hypervisor, or on it.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -22,6 +23,8 @@ from workers.tasks import Tasks
 
 if TYPE_CHECKING:
     from celery import Celery
+
+log = logging.getLogger(__name__)
 
 YIELD_SECONDS = 10.0
 """For how long transfers that are ended with the worker have time to say so."""
@@ -56,8 +59,13 @@ class HostWorker:
         return self
 
     def _beat_on(self) -> None:
+        heard = True
         while True:
-            post_beat(self._app, self.beat())
+            before, heard = heard, post_beat(self._app, self.beat())
+            if before and not heard:
+                log.warning("the broker does not answer: nothing is heard of this worker; it goes on trying")
+            elif heard and not before:
+                log.info("the broker answers again")
             if self._over.wait(self._beat_seconds):
                 return
 

@@ -325,3 +325,9 @@ def test_the_policy_of_a_machine_is_that_of_the_first_section_which_covers_it() 
     assert config.policy_for("lab1", "web-9", ()) == config.policies["plain"]
     assert config.policy_for("lab2", "web-9", ()) is None
     assert config.protections("lab1", "web-1", ()) == ["web", "all"]
+
+
+def test_a_mistake_in_a_list_is_told_by_the_name_of_the_list(tmp_path: Path) -> None:
+    text = '[policies.gold]\nblackout = ["08:00 to 09:00", "weekdays 25:00 to 26:00"]\n'
+    with pytest.raises(ConfigError, match=r':2: blackout: "weekdays 25:00 to 26:00" is no window'):
+        parse_config(text, tmp_path / "stillframe.toml")
