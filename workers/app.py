@@ -30,6 +30,8 @@ from workers.contract.messages import SILENT_SECONDS, Beat, Command, Event, Prog
 if TYPE_CHECKING:
     from celery import Celery
 
+log = logging.getLogger(__name__)
+
 ADVANCE = "stillframe.advance"
 CONTROL = "control"
 DISPATCH = "stillframe.dispatch"
@@ -278,6 +280,9 @@ def _same(app: Celery) -> Celery:
     return twin
 
 
+RESTART_SECONDS = 1.0
+
+
 class ThreadWorkers:
     """Consumers inside this process, on threads. Use as a context manager."""
 
@@ -286,18 +291,29 @@ class ThreadWorkers:
         self._plans = [Plan(one.name, [_queue(app, name) for name in one.queues], one.threads) for one in plans]
         app.task(_nothing, name=_WAKE, shared=False)
         self._threads: list[threading.Thread] = []
+        self._over = threading.Event()
+        self._default_timeout = socket.getdefaulttimeout()
 
     def __enter__(self) -> ThreadWorkers:
         for name in ("celery", "kombu", "celery.worker"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         for plan in self._plans:
             ready = threading.Event()
-            worker = self._worker(plan, ready)
-            thread = threading.Thread(target=worker.start, name=f"worker-{plan.name}", daemon=True)
+            arguments = (plan, ready)
+            thread = threading.Thread(target=self._consume, args=arguments, name=f"worker-{plan.name}", daemon=True)
             thread.start()
             self._threads.append(thread)
             ready.wait(10)
         return self
+
+    def _consume(self, plan: Plan, ready: threading.Event) -> None:
+        """A consumer, and another one whenever it ends by itself: a connection that is lost in the wrong moment ends it
+        with an error of the client library (seen with redis-py), and nobody would take its queues any more."""
+        while True:
+            self._worker(plan, ready).start()
+            if self._over.wait(0 if self._over.is_set() else RESTART_SECONDS):
+                return
+            log.warning("the consumer of %s ended by itself: it begins anew", ", ".join(plan.queues))
 
     def _worker(self, plan: Plan, ready: threading.Event) -> Any:
         from concurrent.futures import ThreadPoolExecutor
@@ -335,6 +351,7 @@ class ThreadWorkers:
         """Begin nothing from now on; what has begun goes on."""
         from celery.worker import state
 
+        self._over.set()
         state.should_stop = 0  # the consumers' loops look at it; zero is the exit code
         for plan in self._plans:
             for _ in range(2):  # the loop that wakes up, and the one more that it makes before it ends: 2 s each else
@@ -350,3 +367,6 @@ class ThreadWorkers:
         for thread in self._threads:
             thread.join(10)
         state.should_stop = None
+        # Celery changes it while it closes a connection, and puts back what it found: of two that close at once, the
+        # second one finds what the first one has changed.
+        socket.setdefaulttimeout(self._default_timeout)

@@ -336,6 +336,7 @@ def on_terminal(
         stderr=child,
         env=environment,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also where the tests run in the background
     )
     os.close(child)
     shown, deadline = "", time.monotonic() + 120
